@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AI calls are jobs: held, rerouted and drained when the provider is down. These are the public names, and nothing else."""
+
+from tideover.attempt import Served
+from tideover.call import aclaude, claude, last_served, text_of, wrap
+from tideover.errors import (
+    ConfigurationError,
+    InvalidJob,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    NotYet,
+    ProviderError,
+    StoreUnavailable,
+    TideoverError,
+)
+from tideover.middleware import Tideover
+from tideover.task import AITask, ai_task
+from tideover.wait import JobStatus, status, wait_for, wait_for_sync
+
+__all__ = [
+    "AITask",
+    "ConfigurationError",
+    "InvalidJob",
+    "JobExpired",
+    "JobFailed",
+    "JobNotFound",
+    "JobStatus",
+    "NotYet",
+    "ProviderError",
+    "Served",
+    "StoreUnavailable",
+    "Tideover",
+    "TideoverError",
+    "aclaude",
+    "ai_task",
+    "claude",
+    "last_served",
+    "status",
+    "text_of",
+    "wait_for",
+    "wait_for_sync",
+    "wrap",
+]

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running attempt: its job, its calls, and the signal that takes it off the worker."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import SkipMessage
+
+from tideover.core.admission import Hold
+from tideover.core.job import End, Job
+from tideover.core.route import Permit
+
+if TYPE_CHECKING:
+    from tideover.health import Health
+
+
+class HoldSignal(BaseException):
+    """Takes the running job off the worker.
+
+    A `BaseException`, as asyncio's cancellation is, so that no `except Exception` on its way, and no retry loop of an SDK, can
+    take it for an error. It is recorded on the attempt, too.
+    """
+
+
+class Held(SkipMessage):
+    """A hold as dramatiq sees it: neither success nor failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Who answered a call: the route, its name for the model, and what could not be carried there."""
+
+    route: str
+    model: str
+    losses: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One run of a job's function."""
+
+    job: Job
+    health: Health
+    message: MessageProxy
+    """dramatiq's proxy. Its options may be changed in memory; what waits in Redis stays as it was sent."""
+    permit: Permit | None = None
+    hold: Hold | None = None
+    model: str | None = None
+    """The model of its latest call, as the task names it."""
+    detail: str = ""
+    """The last failure, in a few words, for the job's story."""
+    served: list[Served] = field(default_factory=list)
+
+    @property
+    def rerouted(self) -> bool:
+        return any(served.route != self.job.routes[0] for served in self.served)
+
+
+@dataclass(slots=True)
+class Note:
+    """What this process knows of a message that it has fetched; it rides on dramatiq's proxy, never in the message."""
+
+    permit: Permit | None = None
+    attempt: Attempt | None = None
+    hold: Hold | None = None
+    end: End | None = None
+    follow_up_failed: bool = False
+    """A retry or a next step could not be enqueued, so the message must go back instead of being acknowledged."""
+
+
+def note_of(message: MessageProxy) -> Note:
+    note: Note | None = message.__dict__.get("tideover_note")
+    if note is None:
+        note = message.__dict__["tideover_note"] = Note()
+    return note
+
+
+current: ContextVar[Attempt | None] = ContextVar("tideover_attempt", default=None)
+
+processing: ContextVar[MessageProxy | None] = ContextVar("tideover_processing", default=None)
+"""The message that this thread or task is at work on, after its function ended, too."""

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The carrier: one model call carried over the routes of its job. A middleware of the anthropic SDK, bound to the attempt.
+
+What to do next is decided once, in `plan`, a generator without I/O; a thread and an event loop each have a short driver for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
+
+from tideover import clock, events
+from tideover.attempt import Attempt, HoldSignal, Served, current
+from tideover.core.admission import Expire, Hold, Reroute, Run, Verdict, decide
+from tideover.core.route import BUSY, breaker_key
+from tideover.errors import JobExpired, ProviderError
+from tideover.settings import settings
+
+if TYPE_CHECKING:
+    from anthropic import Anthropic, AsyncAnthropic
+
+    from tideover.providers.wire import Tried
+
+PATIENCE_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Waits of a call whose job was released in this very breaker generation: it is not held in it a second time."""
+
+BUSY_WAIT_S = 0.05
+MOST_BUSY_S = 2.0
+"""How long a call waits for a slot of its route before it goes elsewhere, or is held."""
+
+C = TypeVar("C", bound="Anthropic | AsyncAnthropic")
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Call this route now, under its own name of the model."""
+
+    route: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    seconds: float
+
+
+Plan: TypeAlias = "Generator[Try | Wait, Tried | None, Tried]"
+
+
+def claude() -> Anthropic:
+    """A real `anthropic.Anthropic` for the primary route. In a job its calls go over the job's routes, or hold the job."""
+    from tideover.providers.anthropic import sync_client
+
+    return wrap(sync_client(primary_of(current.get())))
+
+
+def aclaude() -> AsyncAnthropic:
+    """A real `anthropic.AsyncAnthropic` for the primary route. In a job its calls go over the job's routes, or hold it."""
+    from tideover.providers.anthropic import async_client
+
+    return wrap(async_client(primary_of(current.get())))
+
+
+def wrap(client: C) -> C:
+    """The same for a client that you built: it stays the primary, and its retries are off, because waiting is tideover's."""
+    import anthropic
+
+    attempt = current.get()
+    carrier: Any = async_carrier(attempt) if isinstance(client, anthropic.AsyncAnthropic) else sync_carrier(attempt)
+    carried: Any = client.with_options(middleware=[*client.middleware, carrier], max_retries=0)
+    return carried  # type: ignore[no-any-return]
+
+
+def last_served() -> Served | None:
+    """Who answered the latest call of the running job; None outside a job, and before its first answer."""
+    attempt = current.get()
+    return attempt.served[-1] if attempt is not None and attempt.served else None
+
+
+def text_of(message: Any) -> str:
+    """The text of a message's content blocks, one after the other."""
+    return "".join(block.text for block in message.content if block.type == "text")
+
+
+def primary_of(attempt: Attempt | None) -> str:
+    return settings().primary if attempt is None else attempt.job.routes[0]
+
+
+def plan(attempt: Attempt, model: str) -> Plan:
+    """Which route to try, and what its answer means for the job; ends with what the caller gets, or in a hold."""
+    health, job, primary = attempt.health, attempt.job, attempt.job.routes[0]
+    attempt.model = model
+    health.learn(job.task, model)
+    if health.mode == "bypass":
+        return (yield from once(Try(primary, model)))
+    refused: dict[str, str] = {}
+    last: Tried | None = None
+    patience = iter(PATIENCE_S)
+    while True:
+        verdict = verdict_now(attempt, model, refused)
+        match verdict:
+            case Run(route) | Reroute(route):
+                tried = yield from try_route(attempt, route, model, refused)
+                if tried is None:
+                    refused[route] = BUSY
+                elif is_final(tried, route == primary) or health.mode != "act":
+                    return tried
+                else:
+                    last, refused[route] = tried, tried.outcome.why
+            case Hold():
+                pause_s = next(patience, None) if waits_in_place(attempt, verdict) else 0.0
+                if pause_s is None and last is not None:
+                    return last
+                if not pause_s:
+                    hold(attempt, verdict)
+                refused.clear()
+                yield Wait(pause_s)
+            case Expire():
+                raise JobExpired(job.id)
+
+
+def once(step: Try) -> Plan:
+    tried = yield step
+    assert tried is not None
+    return tried
+
+
+def verdict_now(attempt: Attempt, model: str, refused: dict[str, str]) -> Verdict:
+    """The verdict on the next call. In observe mode it is only told, and the primary is called."""
+    chain = attempt.health.chain(attempt.job, model, refused)
+    verdict = decide(attempt.job, chain, now=clock.now(), permit=attempt.permit)
+    if attempt.health.mode == "observe" and not isinstance(verdict, Run | Expire):
+        told = f"reroute to {verdict.route}" if isinstance(verdict, Reroute) else "hold"
+        events.verdict_observed(attempt.job.id, attempt.job.task, told)
+        return Run(chain[0].route)
+    return verdict
+
+
+def try_route(
+    attempt: Attempt, route: str, model: str, refused: dict[str, str]
+) -> Generator[Try | Wait, Tried | None, Tried | None]:
+    """One call over one route, reported to its breaker; None when the route had no slot for it."""
+    health, key = attempt.health, breaker_key(route, model)
+    busy_until = clock.monotonic() + MOST_BUSY_S
+    while not health.take_slot(route):
+        if clock.monotonic() >= busy_until:
+            return None
+        yield Wait(BUSY_WAIT_S)
+    name = settings().route(route).model(model) or model
+    if route != attempt.job.routes[0]:
+        events.job_rerouted(attempt.job.id, attempt.job.task, route, attempt.detail or refused.get(attempt.job.routes[0], ""))
+    generation = health.view(key).generation
+    try:
+        tried = yield Try(route, name)
+    finally:
+        health.free_slot(route)
+    assert tried is not None
+    tried.tell(lambda outcome: health.report(key, generation, outcome, attempt.job.id))
+    if tried.outcome.kind == "ok":
+        attempt.served.append(Served(route, name, tried.losses))
+    else:
+        attempt.detail = f"{route}: {tried.outcome.why}"
+    return tried
+
+
+def is_final(tried: Tried, on_primary: bool) -> bool:
+    """Whether the caller gets this answer: a good one, or a failure that no other route would mend."""
+    match tried.outcome.kind:
+        case "ok" | "local":
+            return True
+        case "caller":
+            return on_primary  # a fallback may speak an older dialect; what the primary takes is not the caller's fault there
+        case "outage" | "throttle" | "quota" | "auth" | "model" | "ambiguous":
+            return False
+
+
+def waits_in_place(attempt: Attempt, verdict: Hold) -> bool:
+    """Whether this job was released in the generation that it would be held in: a hold is for once per generation."""
+    permit = attempt.permit
+    if permit is None or permit.forced:
+        return permit is not None
+    view = attempt.health.view(permit.key)
+    return permit.key in verdict.wait_key and permit.covers(permit.key, view)
+
+
+def hold(attempt: Attempt, verdict: Hold) -> NoReturn:
+    """Takes the job off the worker; `reason` says whether its breaker was open or its own call failed first."""
+    state = attempt.health.view(verdict.wait_key[0]).state
+    if verdict.reason == "outage" and state in ("closed", "recovering"):
+        verdict = replace(verdict, reason="failed")
+    attempt.hold = verdict
+    raise HoldSignal
+
+
+def answer(tried: Tried) -> Any:
+    """What the SDK goes on with: the response, or the error as it came. A 2xx that is no answer is an error, too."""
+    if tried.error is not None:
+        raise tried.error
+    if tried.outcome.kind != "ok" and tried.response.http_response.is_success:
+        raise ProviderError(tried.route, tried.outcome.kind, tried.outcome.why)
+    return tried.response
+
+
+def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
+    def carry(request: Any, call_next: Any) -> Any:
+        from tideover.providers import wire
+
+        attempt = bound or current.get()
+        if attempt is None or not wire.is_message_call(request):
+            return call_next(request)
+        steps, said = plan(attempt, request.json["model"]), None
+        while True:
+            try:
+                step = steps.send(said)
+            except StopIteration as done:
+                return answer(done.value)
+            match step:
+                case Wait(seconds):
+                    time.sleep(seconds)
+                    said = None
+                case Try(route, model):
+                    said = wire.call(route, model, request, call_next if route == attempt.job.routes[0] else None)
+
+    return carry
+
+
+def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
+    async def carry(request: Any, call_next: Any) -> Any:
+        from tideover.providers import wire
+
+        attempt = bound or current.get()
+        if attempt is None or not wire.is_message_call(request):
+            return await call_next(request)
+        steps, said = plan(attempt, request.json["model"]), None
+        while True:
+            try:
+                step = steps.send(said)
+            except StopIteration as done:
+                return answer(done.value)
+            match step:
+                case Wait(seconds):
+                    await asyncio.sleep(seconds)
+                    said = None
+                case Try(route, model):
+                    said = await wire.acall(route, model, request, call_next if route == attempt.job.routes[0] else None)
+
+    return carry

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decision table: may this job call now, over which route, or must it wait?
+
+| | primary usable | throttled or recovering | primary down, a fallback usable | no route usable | past its expiry |
+|---|---|---|---|---|---|
+| critical | run | recovering: run; throttled: reroute, else hold | reroute | hold | expire |
+| deferrable | run | hold (`pace`), released at the pace | hold | hold | expire |
+
+A deferrable task may ask to be rerouted as a critical one is (`reroute_when_deferrable`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tideover.core.job import Job
+from tideover.core.route import BUSY, Hop, Permit
+
+Readiness = Literal["yes", "pace", "no"]
+Reason = Literal["outage", "pace", "failed"]
+"""Why a job is held: its breakers are open; the pace has no room; its own call failed before a breaker opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    route: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reroute:
+    route: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """`wait_key`: the breakers any of which frees the job."""
+
+    wait_key: tuple[str, ...]
+    reason: Reason
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    pass
+
+
+Verdict = Run | Reroute | Hold | Expire
+
+
+def readiness(job: Job, hop: Hop, *, now: float, permit: Permit | None) -> Readiness:
+    """Whether a hop can carry this job's call now (*pace*: it could, but must not be hurried)."""
+    if hop.refused is not None:
+        return "pace" if hop.refused == BUSY else "no"
+    if permit is not None and permit.forced:
+        return "yes"
+    permitted = permit is not None and permit.covers(hop.key, hop.breaker)
+    if hop.breaker.throttled_until > now:
+        return "pace"
+    match hop.breaker.state:
+        case "closed":
+            return "yes"
+        case "recovering":
+            return "yes" if permitted or job.criticality == "critical" else "pace"
+        case "open" | "half-open":
+            return "yes" if permitted else "no"
+
+
+def decide(job: Job, chain: Sequence[Hop], *, now: float, permit: Permit | None = None) -> Verdict:
+    """The verdict for a job that calls one model. `chain`: its routes for that model, primary first, never empty."""
+    if job.expires_at is not None and now >= job.expires_at:
+        return Expire()
+    open_to_it = chain if job.may_reroute else chain[:1]
+    ready = [(hop, readiness(job, hop, now=now, permit=permit)) for hop in open_to_it]
+    for hop, answer in ready:
+        if answer == "yes":
+            return Run(hop.route) if hop is chain[0] else Reroute(hop.route)
+    waits_for = [hop for hop, _ in ready if hop.serves or hop is chain[0]]
+    reason: Reason = "pace" if any(answer == "pace" for _, answer in ready) else "outage"
+    return Hold(tuple(hop.key for hop in waits_for), reason, waits_for[0].breaker.generation)

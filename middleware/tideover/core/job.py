@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a decision may know of one job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeGuard
+
+Criticality = Literal["critical", "deferrable"]
+"""*critical*: somebody waits, so it may be rerouted. *deferrable*: it may wait out an outage."""
+
+CRITICALITIES: tuple[Criticality, ...] = ("critical", "deferrable")
+
+End = Literal["succeeded", "failed", "expired", "discarded", "unexplained"]
+"""How a job ended. *unexplained* is an acknowledgement for which nobody recorded an end: a defect that must show."""
+
+ENDS: tuple[End, ...] = ("succeeded", "failed", "expired", "discarded", "unexplained")
+
+CRITICAL_SUFFIX = ".critical"
+
+
+def is_criticality(value: object) -> TypeGuard[Criticality]:
+    return value in CRITICALITIES
+
+
+def lane(queue: str, criticality: Criticality) -> str:
+    """The list that a job of this criticality waits in: each queue has two, so that critical jobs overtake.
+
+    >>> lane("default", "critical"), lane("default", "deferrable")
+    ('default.critical', 'default')
+    """
+    base = queue.removesuffix(CRITICAL_SUFFIX)
+    return base + CRITICAL_SUFFIX if criticality == "critical" else base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One enqueued request to run a task.
+
+    `routes` are the names of the routes it may use, primary first; `models` those that its task is known to call
+    (empty: not known yet); `expires_at` is unix time, None when the answer never becomes useless.
+    """
+
+    id: str
+    task: str
+    criticality: Criticality
+    routes: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    expires_at: float | None = None
+    reroute_when_deferrable: bool = False
+
+    @property
+    def may_reroute(self) -> bool:
+        return self.criticality == "critical" or self.reroute_when_deferrable

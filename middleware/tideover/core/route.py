@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A route as a decision sees it: one hop of a job's chain, and the permit that lets a job pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tideover.core.breaker import Breaker
+
+FORCED = "*"
+
+BUSY = "all its slots are taken"
+"""The one refusal that passes by itself within moments."""
+
+
+def breaker_key(route: str, model: str) -> str:
+    """The name of the breaker of a route and the model that the task asks for.
+
+    >>> breaker_key("anthropic", "claude-opus-4-8")
+    'anthropic/claude-opus-4-8'
+    """
+    return f"{route}/{model}"
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """
+    >>> split_key("ollama/library/llama3")
+    ('ollama', 'library/llama3')
+    """
+    route, _, model = key.partition("/")
+    return route, model
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave for one released job to run in one generation of one breaker. An operator's `release --force` is for any."""
+
+    key: str
+    generation: int
+
+    @classmethod
+    def parse(cls, text: str) -> Permit:
+        """
+        >>> Permit.parse("anthropic/claude-opus-4-8@7")
+        Permit(key='anthropic/claude-opus-4-8', generation=7)
+        """
+        key, _, generation = text.rpartition("@")
+        return cls(key, int(generation))
+
+    def __str__(self) -> str:
+        return f"{self.key}@{self.generation}"
+
+    @property
+    def forced(self) -> bool:
+        return self.key == FORCED
+
+    def covers(self, key: str, breaker: Breaker) -> bool:
+        """Whether it lets a job use `key` now. A higher generation than ours means that our view is the stale one."""
+        if self.forced:
+            return True
+        if self.key != key or self.generation < breaker.generation:
+            return False
+        return self.generation > breaker.generation or breaker.state in ("recovering", "closed")
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One route of a job's chain for one model.
+
+    `refused` says why it cannot carry this very call; None: it can. `serves`: it knows the model at all, so that a job may wait for it.
+    """
+
+    route: str
+    key: str
+    breaker: Breaker
+    refused: str | None = None
+    serves: bool = True

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Tideover`: which hook of dramatiq calls what. No decision is made here.
+
+Hooks raise only `TideoverError`s: dramatiq swallows any other exception of a hook.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import dramatiq
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.common import dq_name
+from dramatiq.message import Message
+from dramatiq.results import Results
+from dramatiq.results.backends import RedisBackend
+from dramatiq.worker import ConsumerThread, Worker
+
+from tideover import clock, events
+from tideover.attempt import Attempt, current, note_of, processing
+from tideover.errors import ConfigurationError, TideoverError
+from tideover.gate import Gate, is_ours, redis_id
+from tideover.store.account import Ledger
+from tideover.store.client import FAILED, lazy_client, store_errors
+from tideover.store.keys import Keys
+from tideover.store.registry import Registry
+from tideover.task import STAMP, AITask, check_arguments
+
+if TYPE_CHECKING:
+    from tideover_worker.boot import Node
+
+
+class Tideover(dramatiq.Middleware):
+    """Adds tideover to a dramatiq broker: `broker.add_middleware(Tideover())`, before tasks are declared."""
+
+    def __init__(self) -> None:
+        self.node: Node | None = None
+        self.ledger: Ledger | None = None
+        self._announced: set[str] = set()
+        self._lock = threading.Lock()
+
+    # producers
+
+    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        """Stamps a job at its first enqueue, and refuses one that would not come back as it was sent."""
+        if not isinstance(broker, RedisBroker):
+            return
+        task = broker.actors.get(message.actor_name)
+        if self.ledger is None:
+            self.install(broker)
+        if is_ours(message.options):
+            return
+        if isinstance(task, AITask):
+            self.announce(broker, task)
+            message.options[STAMP] = task.stamp(message, delay)
+        else:
+            message.options[STAMP] = {"sent_ms": clock.now_ms()}
+        if isinstance(task, AITask):
+            from tideover.settings import settings
+
+            check_arguments(message, settings().max_payload_bytes)
+
+    def install(self, broker: RedisBroker) -> None:
+        """Puts accept and handover in the place of the broker's own enqueue script."""
+        with self._lock:
+            if self.ledger is None:
+                ledger = Ledger(broker.client, Keys(broker.namespace))
+                with store_errors("sending the first job"):
+                    Registry(broker.client, ledger.keys).announce()
+                broker.do_enqueue = lambda queue, new_id, body: self.enqueue(broker, ledger, queue, new_id, body)
+                self.ledger = ledger
+
+    def enqueue(self, broker: RedisBroker, ledger: Ledger, queue: str, new_id: str, body: bytes) -> None:
+        """Accepts a new job, or hands a fetched one over to its successor."""
+        old = handing_over.get()
+        try:
+            with store_errors("sending a job"):
+                if old is None:
+                    ledger.accept(queue, new_id, body)
+                else:
+                    ledger.hand_over(broker.broker_id, (old[0], redis_id(old[1])), (queue, new_id), body, old[1].message_id)
+        except TideoverError:
+            message = processing.get()
+            if message is not None:
+                note_of(message).follow_up_failed = True
+            raise
+
+    def announce(self, broker: RedisBroker, task: AITask[Any, Any]) -> None:
+        """Enters a task into the registry and checks its routes: once a process."""
+        if task.actor_name not in self._announced:
+            task.check_routes()
+            assert self.ledger is not None
+            with store_errors("sending the first job of a task"):
+                Registry(broker.client, self.ledger.keys).enter_tasks({task.actor_name: facts_of(task)})
+            self._announced.add(task.actor_name)
+
+    # workers
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Puts gate, runner, drain, probe and housekeeping into a worker process. A fault here stops the process."""
+        if not isinstance(broker, RedisBroker):
+            events.holding_unavailable(type(broker).__name__)
+            return
+        from tideover_worker import boot
+
+        try:
+            if self.ledger is None:
+                self.install(broker)
+            wrap_enqueue(broker)
+            self.node = boot.start(broker, worker)
+        except TideoverError:
+            raise
+        except FAILED as error:
+            raise ConfigurationError(f"the worker cannot use Redis: {type(error).__name__}: {error}") from error
+        except Exception as error:
+            raise ConfigurationError(f"tideover could not start in this worker: {error!r}") from error
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        if self.node is not None:
+            self.node.stop()
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        gate = self.gate
+        job = None if gate is None else gate.job(message)
+        if gate is None or job is None:
+            current.set(None)
+            return
+        note = note_of(message)
+        note.attempt = Attempt(job, gate.health, message, permit=note.permit)
+        current.set(note.attempt)
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        note_of(message).end = "succeeded" if exception is None else "failed"
+        current.set(None)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        note = note_of(message)
+        if note.attempt is not None and note.attempt.hold is not None:
+            note.hold = note.attempt.hold
+        elif note.end is None:
+            note.end = "discarded"
+        current.set(None)
+
+    @property
+    def gate(self) -> Gate | None:
+        return None if self.node is None else self.node.gate
+
+
+class HandingOver(threading.local):
+    """The fetched message whose successor this thread is enqueueing, with the queue it was fetched from."""
+
+    old: tuple[str, MessageProxy] | None = None
+
+    def get(self) -> tuple[str, MessageProxy] | None:
+        return self.old
+
+
+handing_over = HandingOver()
+
+
+def wrap_enqueue(broker: RedisBroker) -> None:
+    """Lets `enqueue` see which fetched message its new one succeeds, before dramatiq gives that a new Redis id."""
+    plain = broker.enqueue
+
+    def enqueue(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        before = handing_over.old
+        handing_over.old = predecessor(message)
+        try:
+            return plain(message, delay=delay)
+        finally:
+            handing_over.old = before
+
+    broker.enqueue = enqueue  # type: ignore[method-assign]
+
+
+def predecessor(message: Message[Any]) -> tuple[str, MessageProxy] | None:
+    """What `message` succeeds: itself while its delay was running, or the attempt that just failed; None: it is a new job.
+
+    A job that enqueues its own message while it runs makes a new job; one that dramatiq enqueues after a failure is its retry.
+    """
+    old_id = message.options.get("redis_message_id")
+    thread = threading.current_thread()
+    if isinstance(thread, ConsumerThread):
+        taken = getattr(thread.consumer, "taken", {}).get(old_id)
+        return None if taken is None else (dq_name(message.queue_name), taken)
+    failed = processing.get()
+    if failed is None or failed._exception is None or failed.options.get("redis_message_id") != old_id:  # noqa: SLF001 - pinned
+        return None
+    return failed.queue_name, failed
+
+
+def facts_of(task: AITask[Any, Any]) -> dict[str, Any]:
+    """What tools show of a task."""
+    said = task.criticality if isinstance(task.criticality, str) else "by arguments"
+    return {"queue": task.queue_name, "criticality": said, "routes": task.routes(), "models": task.models}
+
+
+class SettingsBroker(RedisBroker):
+    """dramatiq's RedisBroker on the Redis of the settings, which are read when it is first used, not at import."""
+
+    def __init__(self) -> None:
+        super().__init__(client=lazy_client(lambda: settings_url()))
+
+    @property
+    def namespace(self) -> str:
+        from tideover.settings import settings
+
+        return settings().namespace
+
+    @namespace.setter
+    def namespace(self, default: str) -> None:
+        """dramatiq's constructor sets its default; ours comes from the settings."""
+
+
+def settings_url() -> str:
+    from tideover.settings import settings
+
+    return settings().store_url()
+
+
+def broker_from_settings() -> RedisBroker:
+    """The broker of an application that set none."""
+    broker = SettingsBroker()
+    broker.add_middleware(Tideover())
+    return broker
+
+
+def ensure_results(broker: Broker) -> None:
+    """Adds dramatiq's Results where it is absent: AI tasks store their results."""
+    if isinstance(broker, RedisBroker) and not any(isinstance(m, Results) for m in broker.middleware):
+        broker.add_middleware(Results(backend=RedisBackend(client=broker.client)))

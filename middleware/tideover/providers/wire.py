@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTTP attempt over one route, in whichever dialect it speaks: from a thread (`call`) or an event loop (`acall`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from tideover import clock
+from tideover.core.outcome import Outcome, of_exception, of_message, of_response
+from tideover.providers import anthropic as messages
+from tideover.providers import openai_compatible as chat
+from tideover.settings import settings
+
+MESSAGES = ("/v1/messages", "/v1/messages?beta=true")
+"""The paths that the carrier carries; everything else goes to the primary as it is."""
+
+TRACING = "x-tideover-"
+"""Headers of the caller that begin so go to every route: they name a job, nothing else."""
+
+_sync: dict[int, httpx2.Client] = {}
+_async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a call came to: an SDK response, or what was raised. Of a stream (`streaming`) only its beginning is known yet."""
+
+    route: str
+    outcome: Outcome
+    response: Any = None
+    error: Exception | None = None
+    losses: tuple[str, ...] = ()
+    streaming: bool = False
+
+    def tell(self, report: Callable[[Outcome], None]) -> None:
+        """Reports the outcome: now, or of a stream that began well when it has ended."""
+        if self.streaming:
+            messages.watch_stream(self.response.http_response, report)
+        else:
+            report(self.outcome)
+
+
+def is_message_call(request: Any) -> bool:
+    return request.method.lower() == "post" and request.url in MESSAGES and isinstance(request.json, dict)
+
+
+def call(route: str, model: str, request: Any, call_next: Any) -> Tried:
+    """From a thread. `call_next`: the rest of the caller's own client, where the route is the primary; else None."""
+    try:
+        if settings().route(route).kind == "openai-compatible":
+            carried = chat.carry(sync_http(), **chat_options(route, model, request))
+            return tried(route, request, messages.as_response(carried.response, route, request), carried.losses)
+        if call_next is not None:
+            response = call_next(messages.with_model(request, model))
+        else:
+            response = messages.over(messages.sync_client(route), messages.for_stranger(request, model))
+        if not response.http_response.is_success:
+            response.http_response.read()
+        return tried(route, request, response)
+    except Exception as error:  # noqa: BLE001 - judged here, raised again where it is final
+        return failed(route, error)
+
+
+async def acall(route: str, model: str, request: Any, call_next: Any) -> Tried:
+    """As `call`, from an event loop."""
+    try:
+        if settings().route(route).kind == "openai-compatible":
+            carried = await chat.acarry(async_http(), **chat_options(route, model, request))
+            return tried(route, request, messages.as_response(carried.response, route, request), carried.losses)
+        if call_next is not None:
+            response = await call_next(messages.with_model(request, model))
+        else:
+            response = await messages.aover(messages.async_client(route), messages.for_stranger(request, model))
+        if not response.http_response.is_success:
+            await response.http_response.aread()
+        return tried(route, request, response)
+    except Exception as error:  # noqa: BLE001 - judged here, raised again where it is final
+        return failed(route, error)
+
+
+def tried(route: str, request: Any, response: Any, losses: tuple[str, ...] = ()) -> Tried:
+    http = response.http_response
+    body = http.content if http.is_closed else None
+    if http.is_success and body is not None and not request.stream:
+        outcome = of_message(body)
+    else:
+        outcome = of_response(http.status_code, http.headers, None if http.is_success else body, now=clock.now())
+    streaming = request.stream and http.is_success and outcome.kind == "ok"
+    return Tried(route, outcome, response, losses=losses, streaming=streaming)
+
+
+def failed(route: str, error: Exception) -> Tried:
+    """What an exception came to. A request that this dialect cannot carry rules out the route; nobody is at fault."""
+    if isinstance(error, chat.Untranslatable):
+        why = f"cannot carry {', '.join(error.what)}"
+        return Tried(route, Outcome(kind="caller", scope="job", why=why), error=error)
+    return Tried(route, of_exception(error, now=clock.now()), error=error)
+
+
+def chat_options(route: str, model: str, request: Any) -> dict[str, Any]:
+    found = settings().route(route)
+    return {
+        "base_url": found.base_url,
+        "api_key": settings().api_key(route),
+        "model": model,
+        "body": request.json,
+        "stream": request.stream,
+        "timeout_s": found.timeout_s,
+        "headers": {name: value for name, value in request.headers.items() if name.lower().startswith(TRACING)},
+    }
+
+
+def sync_http() -> httpx2.Client:
+    """The HTTP client of this process for other dialects."""
+    return _sync.setdefault(os.getpid(), httpx2.Client())
+
+
+def async_http() -> httpx2.AsyncClient:
+    """The HTTP client of the running event loop for other dialects."""
+    return _async.setdefault(asyncio.get_running_loop(), httpx2.AsyncClient())

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The account: accepted = queued + running + held + ends. What is missing from the sum is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tideover.core.job import ENDS, End
+from tideover.store.client import Client, Scripts, pairs, text
+from tideover.store.keys import Keys
+
+READS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueCount:
+    """Jobs of one lane. `delayed` is the part of `queued` that waits for a retry or a delay."""
+
+    queued: int = 0
+    delayed: int = 0
+    running: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """All jobs of a namespace at one instant."""
+
+    accepted: int
+    ends: dict[End, int]
+    queues: dict[str, QueueCount] = field(default_factory=dict)
+
+    def places(self, name: str) -> int:
+        return sum(getattr(count, name) for count in self.queues.values())
+
+    @property
+    def queued(self) -> int:
+        return self.places("queued")
+
+    @property
+    def running(self) -> int:
+        return self.places("running")
+
+    @property
+    def held(self) -> int:
+        return self.places("held")
+
+    @property
+    def difference(self) -> int:
+        return self.accepted - self.queued - self.running - self.held - sum(self.ends.values())
+
+    @property
+    def lost(self) -> int:
+        """Jobs that were accepted and are nowhere. 0, or something is wrong."""
+        return max(0, self.difference)
+
+    @property
+    def not_adopted(self) -> int:
+        """Queued jobs of producers without tideover: they enter the account when a worker fetches them."""
+        return max(0, -self.difference)
+
+
+class Ledger:
+    """Writes and reads the account of one namespace. Each write moves the id and the counter in one script."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self.client, self.keys, self.scripts = client, keys, Scripts(client)
+
+    def accept(self, queue: str, redis_id: str, body: bytes) -> None:
+        k = self.keys
+        self.scripts.run("accept-4", [k.msgs(queue), k.queue(queue), k.account, k.queues], [redis_id, body, queue])
+
+    def hand_over(self, worker: str, old: tuple[str, str], new: tuple[str, str], body: bytes, job_id: str) -> bool:
+        """Replaces `old` (queue, Redis id), which `worker` has fetched, by `new`. False: it is not that worker's any more."""
+        k, (old_queue, old_id), (queue, redis_id) = self.keys, old, new
+        keys = [k.msgs(queue), k.queue(queue), k.queues, k.places]
+        keys += [k.acks(worker, old_queue), k.msgs(old_queue), k.permits(old_queue), k.adopted]
+        return bool(self.scripts.run("handover-8", keys, [redis_id, body, queue, old_id, job_id]))
+
+    def adopt(self, redis_ids: Sequence[str]) -> int:
+        return int(self.scripts.run("adopt-2", [self.keys.adopted, self.keys.account], redis_ids))
+
+    def settle(self, worker: str, queue: str, redis_id: str, job_id: str, end: End) -> bool:
+        """Ends a fetched job. False: it is not this worker's any more, and whoever has it will end it."""
+        k = self.keys
+        keys = [k.acks(worker, queue), k.msgs(queue), k.account, k.permits(queue), k.adopted, k.places]
+        keys += [k.dead(queue), k.dead_msgs(queue)]
+        keep = end in ("failed", "expired")
+        return bool(self.scripts.run("settle-8", keys, [redis_id, job_id, end, int(keep)]))
+
+    def read(self) -> Account:
+        """The account at one instant: read again when a worker or a queue came or went meanwhile."""
+        workers: list[str] = []
+        queues: list[str] = []
+        held_sets: list[str] = []
+        for _ in range(READS):
+            answer = self._read(workers, queues, held_sets)
+            seen = [sorted(map(text, part)) for part in answer[1:4]]
+            if seen == [workers, queues, held_sets]:
+                return self._account(answer, queues, workers, held_sets)
+            workers, queues, held_sets = seen
+        return self._account(answer, queues, workers, held_sets)
+
+    def _read(self, workers: list[str], queues: list[str], held_sets: list[str]) -> Any:
+        k = self.keys
+        lanes = [name for queue in queues for name in (queue, f"{queue}.DQ")]
+        lists = [k.queue(name) for name in lanes]
+        sets = [k.acks(worker, name) for name in lanes for worker in workers]
+        zsets = [k.held(*entry.split("\t", 1)) for entry in held_sets]
+        keys = [k.account, k.heartbeats, k.queues, k.held_sets, *lists, *sets, *zsets]
+        return self.scripts.run("account-n", keys, [len(lists), len(sets)])
+
+    def _account(self, answer: Any, queues: list[str], workers: list[str], held_sets: list[str]) -> Account:
+        counters = pairs(answer[0])
+        listed, taken, held = ([int(n) for n in part] for part in answer[4:7])
+        counts: dict[str, QueueCount] = {}
+        for i, queue in enumerate(queues):
+            n = len(workers)
+            running = sum(taken[2 * i * n : (2 * i + 1) * n])
+            delayed = listed[2 * i + 1] + sum(taken[(2 * i + 1) * n : (2 * i + 2) * n])
+            held_here = sum(size for entry, size in zip(held_sets, held, strict=True) if entry.split("\t", 1)[0] == queue)
+            counts[queue] = QueueCount(queued=listed[2 * i] + delayed, delayed=delayed, running=running, held=held_here)
+        ends: dict[End, int] = {end: int(counters.get(end, 0)) for end in ENDS}
+        return Account(accepted=int(counters.get("accepted", 0)), ends=ends, queues=counts)

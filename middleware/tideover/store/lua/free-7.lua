@@ -1,0 +1,19 @@
+-- Releases chosen held jobs at once: an operator's hand.
+-- KEYS: held set (zset), facts (hash), queue (list), permits (hash), held sets in use (set), counters (hash), msgs (hash)
+-- ARGV: name of the held set, permit, Redis ids
+-- Returns the facts of those it released. Idempotent: ZREM is the fence.
+local out = {}
+for i = 3, #ARGV do
+  local id = ARGV[i]
+  if redis.call('zrem', KEYS[1], id) == 1 then
+    out[#out + 1] = redis.call('hget', KEYS[2], id) or ''
+    redis.call('hdel', KEYS[2], id)
+    if redis.call('hexists', KEYS[7], id) == 1 then
+      redis.call('lpush', KEYS[3], id)
+      redis.call('hset', KEYS[4], id, ARGV[2])
+    end
+  end
+end
+if #out > 0 then redis.call('hincrby', KEYS[6], 'releases', #out) end
+if redis.call('zcard', KEYS[1]) == 0 then redis.call('srem', KEYS[5], ARGV[1]) end
+return out

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happened to each job that was held, rerouted, expired or failed: a few lines, kept for 7 days, found by job id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tideover import clock
+from tideover.store.client import Client, Scripts, text
+from tideover.store.keys import Keys
+
+DAYS = 7
+LONGEST = 4096
+"""Bytes of one story; the first line and the latest stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that happened to a job, at unix time `at`."""
+
+    job_id: str
+    at: float
+    event: str
+    facts: dict[str, Any]
+
+    def encode(self) -> str:
+        return json.dumps([round(self.at * 1000), self.event, self.facts], separators=(",", ":"))
+
+    @classmethod
+    def decode(cls, job_id: str, raw: str) -> Line:
+        at_ms, event, facts = json.loads(raw)
+        return cls(job_id, at_ms / 1000, event, facts)
+
+
+def day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y%m%d")
+
+
+class Stories:
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self.client, self.keys, self.scripts = client, keys, Scripts(client)
+
+    def add(self, lines: Sequence[Line]) -> None:
+        if lines:
+            args = [part for line in lines for part in (line.job_id, line.encode())]
+            self.scripts.run("narrate-1", [self.keys.stories(day(clock.now()))], [(DAYS + 1) * 86_400, LONGEST, *args])
+
+    def of(self, job_id: str) -> list[Line]:
+        """A job's lines, oldest first; empty when nothing worth telling happened to it."""
+        now = datetime.fromtimestamp(clock.now(), UTC)
+        with self.client.pipeline(transaction=False) as pipe:
+            for back in range(DAYS + 1, -1, -1):
+                pipe.hget(self.keys.stories(day((now - timedelta(days=back)).timestamp())), job_id)
+            found = pipe.execute()
+        lines = [Line.decode(job_id, raw) for story in found if story for raw in text(story).splitlines()]
+        return sorted(lines, key=lambda line: line.at)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Following one job from the sender's side: where it is, and its result when it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import dramatiq
+from dramatiq.message import Message
+from dramatiq.results import ResultMissing
+
+from tideover import clock
+from tideover.core.job import End
+from tideover.errors import ConfigurationError, JobExpired, JobFailed, NotYet
+from tideover.store.backlog import Backlog, HeldFacts
+from tideover.store.client import store_errors
+from tideover.store.keys import Keys
+from tideover.store.stories import Stories
+
+R = TypeVar("R")
+
+FIRST_POLL_S = 0.01
+LONGEST_POLL_S = 0.25
+PROBE_GAP_S = 15.0
+"""When asking again makes sense for a held job: a breaker that is open is probed about so often."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """Where a job is.
+
+    `state` is `"queued"`, `"running"`, `"held"` or `"ended"`; `end` says how it ended, None while it lives or when nothing is
+    recorded; `reason` and `waits_for` say why it is held and which breakers free it; `since` is unix time.
+    """
+
+    job_id: str
+    state: Literal["queued", "running", "held", "ended"]
+    end: End | None = None
+    reason: str | None = None
+    waits_for: tuple[str, ...] = ()
+    since: float | None = None
+    expires_at: float | None = None
+
+
+def status(message: Message[Any]) -> JobStatus:
+    """Where the job of a message that `send` returned is now."""
+    backlog = backlog_of()
+    with store_errors("asking where a job is"):
+        held = held_facts(backlog, message)
+        if held is not None:
+            return status_of_held(held)
+        place = backlog.place(message.message_id, str(message.options.get("redis_message_id")), queue_of(message))
+        if place is None:
+            return JobStatus(job_id=message.message_id, state="ended", end=end_of(backlog, message))
+        return JobStatus(job_id=message.message_id, state="running" if backlog.is_running(*place) else "queued")
+
+
+def status_of_held(held: HeldFacts) -> JobStatus:
+    return JobStatus(
+        job_id=held.job_id,
+        state="held",
+        reason=held.reason,
+        waits_for=held.breaker_keys,
+        since=held.held_ms / 1000,
+        expires_at=None if held.expires_ms is None else held.expires_ms / 1000,
+    )
+
+
+def wait_for_sync(message: Message[R], *, timeout: timedelta, through_holds: bool = False) -> R:
+    """The result of a job, waited for in this thread.
+
+    Raises:
+      NotYet: it is held (unless `through_holds`), or the timeout is over: an answer like HTTP 202.
+      JobExpired: it passed its expiry.
+      JobFailed: it ended without a result.
+      dramatiq.results.ResultFailure: its function raised, and its retries are spent.
+    """
+    for pause_s in (steps := Steps(message, timeout, through_holds)):
+        time.sleep(pause_s)
+    result: R = steps.result
+    return result
+
+
+async def wait_for(message: Message[R], *, timeout: timedelta, through_holds: bool = False) -> R:
+    """`wait_for_sync` for an event loop, which goes on meanwhile."""
+    steps = Steps(message, timeout, through_holds)
+    walk = iter(steps)
+    while (pause_s := await asyncio.to_thread(next, walk, None)) is not None:
+        await asyncio.sleep(pause_s)
+    result: R = steps.result
+    return result
+
+
+class Steps:
+    """The polls of a wait: yields pauses in seconds until `result` is there, or raises why it will not be."""
+
+    def __init__(self, message: Message[Any], timeout: timedelta, through_holds: bool) -> None:
+        self.message, self.timeout_s, self.through_holds = message, timeout.total_seconds(), through_holds
+        self.result: Any = None
+
+    def __iter__(self) -> Generator[float, None, None]:
+        backlog = backlog_of()
+        give_up_at, pause_s = clock.monotonic() + self.timeout_s, FIRST_POLL_S
+        while True:
+            with store_errors("waiting for a result"):
+                if self.look(backlog):
+                    return
+            left_s = give_up_at - clock.monotonic()
+            if left_s <= 0:
+                raise NotYet(self.message.message_id, "timeout", pause_s)
+            yield min(pause_s, left_s)
+            pause_s = min(LONGEST_POLL_S, pause_s * 1.5)
+
+    def look(self, backlog: Backlog) -> bool:
+        try:
+            self.result = self.message.get_result(backend=dramatiq.get_broker().get_results_backend())
+        except ResultMissing:
+            held = held_facts(backlog, self.message)
+            if held is not None and not self.through_holds:
+                raise NotYet(self.message.message_id, held.reason, PROBE_GAP_S) from None
+            if held is None and self.is_over(backlog):
+                return self.last_look(backlog)
+            return False
+        return True
+
+    def is_over(self, backlog: Backlog) -> bool:
+        sent_as = str(self.message.options.get("redis_message_id"))
+        return backlog.place(self.message.message_id, sent_as, queue_of(self.message)) is None
+
+    def last_look(self, backlog: Backlog) -> bool:
+        """The job is gone; its result may have come in between."""
+        try:
+            self.result = self.message.get_result(backend=dramatiq.get_broker().get_results_backend())
+        except ResultMissing:
+            end = end_of(backlog, self.message)
+            if end == "expired":
+                raise JobExpired(self.message.message_id) from None
+            why = "it stores no result, or its result has expired" if end in (None, "succeeded") else "see its story"
+            raise JobFailed(self.message.message_id, end or "ended", why) from None
+        return True
+
+
+def backlog_of() -> Backlog:
+    broker: Any = dramatiq.get_broker()
+    if not hasattr(broker, "client"):
+        raise ConfigurationError(f"jobs can be followed on dramatiq's RedisBroker, not on {type(broker).__name__}")
+    return Backlog(broker.client, Keys(broker.namespace))
+
+
+def queue_of(message: Message[Any]) -> str:
+    return (
+        f"{message.queue_name}.DQ"
+        if "eta" in message.options and not message.queue_name.endswith(".DQ")
+        else message.queue_name
+    )
+
+
+def held_facts(backlog: Backlog, message: Message[Any]) -> HeldFacts | None:
+    place = backlog.place(message.message_id)
+    facts = [] if place is None else backlog.facts(place[0], [place[1]])
+    return facts[0] if facts else None
+
+
+def end_of(backlog: Backlog, message: Message[Any]) -> End | None:
+    """How a job that is gone ended; None when nobody wrote it down."""
+    lines = Stories(backlog.client, backlog.keys).of(message.message_id)
+    ends: tuple[End, ...] = ("succeeded", "failed", "expired", "discarded")
+    return next((end for line in reversed(lines) for end in ends if line.event == end), None)
