@@ -69,7 +69,8 @@ class Tideover(dramatiq.Middleware):
                 ledger = Ledger(broker.client, Keys(broker.namespace))
                 with store_errors("sending the first job"):
                     Registry(broker.client, ledger.keys).announce()
-                broker.do_enqueue = lambda queue, new_id, body: self.enqueue(broker, ledger, queue, new_id, body)
+                accept: Any = lambda queue, new_id, body: self.enqueue(broker, ledger, queue, new_id, body)  # noqa: E731
+                vars(broker)["do_enqueue"] = accept
                 self.ledger = ledger
 
     def enqueue(self, broker: RedisBroker, ledger: Ledger, queue: str, new_id: str, body: bytes) -> None:
@@ -203,7 +204,7 @@ class SettingsBroker(RedisBroker):
     """dramatiq's RedisBroker on the Redis of the settings, which are read when it is first used, not at import."""
 
     def __init__(self) -> None:
-        super().__init__(client=lazy_client(lambda: settings_url()))
+        super().__init__(client=lazy_client(settings_url))  # type: ignore[no-untyped-call]
 
     @property
     def namespace(self) -> str:
@@ -232,4 +233,4 @@ def broker_from_settings() -> RedisBroker:
 def ensure_results(broker: Broker) -> None:
     """Adds dramatiq's Results where it is absent: AI tasks store their results."""
     if isinstance(broker, RedisBroker) and not any(isinstance(m, Results) for m in broker.middleware):
-        broker.add_middleware(Results(backend=RedisBackend(client=broker.client)))
+        broker.add_middleware(Results(backend=RedisBackend(client=broker.client)))  # type: ignore[no-untyped-call]

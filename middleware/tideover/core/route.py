@@ -67,7 +67,7 @@ class Permit:
 class Hop:
     """One route of a job's chain for one model.
 
-    `refused` says why it cannot carry this very call; None: it can. `serves`: it knows the model at all, so that a job may wait for it.
+    `refused` says why it cannot carry this very call; None: it can. `serves`: it knows the model, so a job may wait for it.
     """
 
     route: str

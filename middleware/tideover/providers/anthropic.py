@@ -181,8 +181,15 @@ def watch_stream(http: Any, done: Callable[[Outcome], None]) -> None:
 
 
 def as_response(http: httpx2.Response, route: str, request: Any) -> Any:
-    """A response that no wire has seen, as the SDK hands it to a middleware."""
-    like = {"cast_to": request.cast_to, "stream": request.stream, "stream_cls": request.stream_cls, "options": request.options}
-    if isinstance(http.stream, httpx2.AsyncByteStream) and not isinstance(http.stream, httpx2.SyncByteStream):
-        return anthropic.AsyncAPIResponse(raw=http, client=async_client(route), **like)
-    return anthropic.APIResponse(raw=http, client=sync_client(route), **like)
+    """A response that no wire has seen, as the SDK hands it to a middleware of a thread."""
+    return anthropic.APIResponse(raw=http, client=sync_client(route), **like(request))
+
+
+def as_async_response(http: httpx2.Response, route: str, request: Any) -> Any:
+    """The same for an event loop."""
+    return anthropic.AsyncAPIResponse(raw=http, client=async_client(route), **like(request))
+
+
+def like(request: Any) -> dict[str, Any]:
+    names = ("cast_to", "stream", "stream_cls", "options")
+    return {name: getattr(request, name) for name in names}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ from tideover.settings import settings
 MESSAGES = ("/v1/messages", "/v1/messages?beta=true")
 """The paths that the carrier carries; everything else goes to the primary as it is."""
 
-TRACING = "x-tideover-"
-"""Headers of the caller that begin so go to every route: they name a job, nothing else."""
+PROBE_TIMEOUT_S = 10.0
+PROBE: dict[str, Any] = {"max_tokens": 1, "messages": [{"role": "user", "content": "."}]}
 
 _sync: dict[int, httpx2.Client] = {}
 _async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = weakref.WeakKeyDictionary()
@@ -73,7 +73,7 @@ async def acall(route: str, model: str, request: Any, call_next: Any) -> Tried:
     try:
         if settings().route(route).kind == "openai-compatible":
             carried = await chat.acarry(async_http(), **chat_options(route, model, request))
-            return tried(route, request, messages.as_response(carried.response, route, request), carried.losses)
+            return tried(route, request, messages.as_async_response(carried.response, route, request), carried.losses)
         if call_next is not None:
             response = await call_next(messages.with_model(request, model))
         else:
@@ -113,8 +113,28 @@ def chat_options(route: str, model: str, request: Any) -> dict[str, Any]:
         "body": request.json,
         "stream": request.stream,
         "timeout_s": found.timeout_s,
-        "headers": {name: value for name, value in request.headers.items() if name.lower().startswith(TRACING)},
+        "headers": passed_on(request.headers),
     }
+
+
+def passed_on(headers: Mapping[str, Any]) -> dict[str, str]:
+    """The caller's own extra headers, without those that the SDK uses to talk to itself."""
+    return {name: value for name, value in headers.items() if name.lower().startswith("x-") and "stainless" not in name.lower()}
+
+
+def probe(route: str, model: str) -> Outcome:
+    """A one-token call, from a thread: the smallest question that only a working route answers."""
+    found = settings().route(route)
+    body = {**PROBE, "model": found.model(model) or model}
+    timeout_s = min(found.timeout_s, PROBE_TIMEOUT_S)
+    try:
+        if found.kind == "openai-compatible":
+            options: dict[str, Any] = {"base_url": found.base_url, "api_key": settings().api_key(route), "model": body["model"]}
+            return chat.carry(sync_http(), body=body, stream=False, timeout_s=timeout_s, headers={}, **options).outcome
+        raw = messages.sync_client(route).with_options(timeout=timeout_s).messages.with_raw_response.create(**body)
+        return of_message(raw.http_response.content)
+    except Exception as error:  # noqa: BLE001 - judged
+        return of_exception(error, now=clock.now())
 
 
 def sync_http() -> httpx2.Client:

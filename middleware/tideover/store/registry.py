@@ -34,6 +34,10 @@ class Registry:
             pipe.hset(self.keys.routes, mapping={name: json.dumps(facts) for name, facts in routes.items()})
             pipe.execute()
 
+    def beat(self, worker: str) -> float:
+        """A worker's sign of life; Redis' time (unix)."""
+        return int(self.scripts.run("beat-1", [self.keys.heartbeats], [worker])) / 1000
+
     def enter_worker(self, worker: str, facts: Mapping[str, Any]) -> None:
         self.client.hset(self.keys.workers, worker, json.dumps(facts))
 

@@ -1,0 +1,8 @@
+-- A worker's sign of life, by Redis' clock.
+-- KEYS: heartbeats (zset)
+-- ARGV: worker
+-- Returns unix ms. Idempotent.
+local t = redis.call('time')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+redis.call('zadd', KEYS[1], now, ARGV[1])
+return now

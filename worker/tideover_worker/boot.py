@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker process adds to dramatiq: the one door through which `Tideover.before_worker_boot` reaches up."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.worker import Worker
+
+from tideover import clock
+from tideover.core.job import CRITICAL_SUFFIX
+from tideover.errors import ConfigurationError
+from tideover.gate import Gate, GatedConsumer
+from tideover.health import Health
+from tideover.middleware import facts_of
+from tideover.settings import Settings, settings
+from tideover.store.account import Ledger
+from tideover.store.backlog import Backlog
+from tideover.store.breakers import Breakers
+from tideover.store.client import Client, text
+from tideover.store.keys import Keys
+from tideover.store.registry import Registry
+from tideover.store.stories import Stories
+from tideover.task import AITask
+from tideover_worker import drain, housekeeping, run
+from tideover_worker.chore import Chore, Lease
+from tideover_worker.probe import Prober
+
+LEASE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """tideover in one worker process."""
+
+    gate: Gate
+    registry: Registry
+    chores: tuple[Chore, ...]
+    prober: Prober
+
+    def stop(self) -> None:
+        for chore in self.chores:
+            chore.stop()
+        self.prober.stop()
+        self.gate.health.stop()
+        self.registry.remove_worker(self.gate.worker)
+
+
+def start(broker: RedisBroker, worker: Worker) -> Node:
+    """Checks what can be checked before the first job, then puts the parts in place. Raises `ConfigurationError`."""
+    config = settings()
+    tasks = [task for task in broker.actors.values() if isinstance(task, AITask)]
+    check(config, tasks, broker.client)
+    keys = Keys(broker.namespace)
+    registry = Registry(broker.client, keys)
+    health = Health(config, Breakers(broker.client, keys), registry)
+    gate = Gate(
+        broker,
+        broker.broker_id,
+        health,
+        Ledger(broker.client, keys),
+        Backlog(broker.client, keys),
+        Stories(broker.client, keys),
+    )
+    enter(registry, config, tasks, gate.worker, worker)
+    health.start()
+    widen(worker, broker, tasks, config)
+    vars(broker)["consume"] = partial(consumer, gate, {task.queue_name for task in tasks if task.coroutine is not None})
+    run.install(worker, gate)
+    prober = Prober(health)
+    chores = (
+        Chore("drain", drain.EVERY_S, lambda: drain.turn(gate), Lease(broker.client, keys.lease("drain"), LEASE_S)),
+        Chore("probe", 0.25, prober.turn, Lease(broker.client, keys.lease("probe"), LEASE_S)),
+        Chore("heartbeat", housekeeping.EVERY_S, lambda: housekeeping.beat(gate, registry)),
+        Chore(
+            "housekeeping",
+            housekeeping.EVERY_S,
+            lambda: housekeeping.turn(gate, registry),
+            Lease(broker.client, keys.lease("housekeeping"), LEASE_S),
+        ),
+    )
+    for chore in chores:
+        chore.start()
+    return Node(gate, registry, chores, prober)
+
+
+def check(config: Settings, tasks: list[AITask[Any, Any]], client: Client) -> None:
+    """Routes that tasks name exist, the credentials of used routes are there, and Redis throws nothing away."""
+    for task in tasks:
+        task.check_routes()
+    for route in {route for task in tasks for route in task.routes()}:
+        config.api_key(route)
+    policy = text(client.info("memory").get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        raise ConfigurationError(
+            f"Redis has maxmemory-policy {policy}, so it may throw jobs away. "
+            "Set maxmemory-policy noeviction, or give tideover a Redis of its own"
+        )
+
+
+def enter(registry: Registry, config: Settings, tasks: list[AITask[Any, Any]], worker_id: str, worker: Worker) -> None:
+    """Writes what tools need to know of this process; no secret is among it."""
+    registry.announce()
+    registry.beat(worker_id)
+    registry.enter_tasks({task.actor_name: facts_of(task) for task in tasks})
+    registry.enter_routes({name: {"kind": route.kind, "models": route.models} for name, route in config.routes.items()})
+    registry.enter_worker(
+        worker_id,
+        {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": clock.now(),
+            "version": version("tideover"),
+            "mode": config.mode,
+            "queues": sorted(worker.consumer_whitelist or worker.broker.get_declared_queues()),
+        },
+    )
+
+
+def widen(worker: Worker, broker: RedisBroker, tasks: list[AITask[Any, Any]], config: Settings) -> None:
+    """A whitelist of a queue includes its critical lane; there is room for what is in flight."""
+    if worker.consumer_whitelist:
+        declared = broker.get_declared_queues()
+        lanes = {queue + CRITICAL_SUFFIX for queue in worker.consumer_whitelist}
+        worker.consumer_whitelist |= lanes & declared
+    if any(task.coroutine is not None for task in tasks):
+        worker.queue_prefetch = max(worker.queue_prefetch, config.worker.concurrency)
+
+
+def consumer(
+    gate: Gate, queues_with_coroutines: set[str], queue_name: str, prefetch: int = 1, timeout: int = 5000
+) -> GatedConsumer:
+    """dramatiq's `broker.consume`. A queue of functions only is prefetched as stock does it, a little ahead of the threads."""
+    config = gate.health.settings.worker
+    base = queue_name.removesuffix(".DQ").removesuffix(CRITICAL_SUFFIX)
+    if not queue_name.endswith(".DQ") and base not in queues_with_coroutines:
+        prefetch = min(prefetch, 64)
+    return GatedConsumer(gate, queue_name, prefetch, min(config.poll_s, timeout / 1000))

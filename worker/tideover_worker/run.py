@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs jobs: coroutines of async tasks in flight on one loop without a thread each, functions in dramatiq's worker threads.
+
+Both go through the same steps: gate, slot, before-hooks, function, after-hooks, acknowledgement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.errors import RateLimitExceeded, Retry
+from dramatiq.middleware import Middleware, SkipMessage, TimeLimit, TimeLimitExceeded
+from dramatiq.worker import Worker, WorkerThread, _WorkQueueItem
+
+from tideover import clock, events
+from tideover.attempt import note_of, processing
+from tideover.core.admission import Expire, Hold
+from tideover.errors import JobExpired
+from tideover.gate import Gate, criticality_of
+from tideover.task import AITask
+
+THREAD_BOUND = frozenset({"TimeLimit", "ShutdownNotifications", "Abortable"})
+"""Middlewares that raise into the thread that called them; for a coroutine the runner does their work."""
+
+HOOK_THREADS = 4
+POLL_S = 0.02
+CANCEL_S = 5.0
+
+
+class Slots:
+    """Places for running jobs, a share of them for critical ones only. A job without a place waits here, not in a thread."""
+
+    def __init__(self, total: int, reserved: int) -> None:
+        self.total, self.open_to_all = total, max(1, total - reserved)
+        self._lock = threading.Lock()
+        self._running = self._deferrable = 0
+        self._waiting: deque[MessageProxy] = deque()
+
+    def take(self, message: MessageProxy, critical: bool) -> bool:
+        """Whether the job has a place now; else it waits until `free` returns it."""
+        with self._lock:
+            full = self._running >= self.total or (not critical and self._deferrable >= self.open_to_all)
+            if full:
+                self._waiting.appendleft(message) if critical else self._waiting.append(message)
+                return False
+            self._running += 1
+            self._deferrable += not critical
+            return True
+
+    def free(self, critical: bool) -> MessageProxy | None:
+        """Gives a place back; the job that may try again for it."""
+        with self._lock:
+            self._running -= 1
+            self._deferrable -= not critical
+            return self._waiting.popleft() if self._waiting else None
+
+    def empty(self) -> list[MessageProxy]:
+        with self._lock:
+            waiting, self._waiting = list(self._waiting), deque()
+            return waiting
+
+
+class Hooks:
+    """dramatiq's emit for one job; `bound`: also the middlewares that are bound to the calling thread."""
+
+    def __init__(self, broker: Broker, *, bound: bool) -> None:
+        self.broker = broker
+        self.middleware = [m for m in broker.middleware if bound or type(m).__name__ not in THREAD_BOUND]
+
+    def before(self, message: MessageProxy) -> None:
+        for middleware in self.middleware:
+            self._call(middleware, "before_process_message", message)
+
+    def after(self, signal: str, message: MessageProxy, **kwargs: Any) -> None:
+        for middleware in reversed(self.middleware):
+            self._call(middleware, f"after_{signal}", message, **kwargs)
+
+    def _call(self, middleware: Middleware, hook: str, message: MessageProxy, **kwargs: Any) -> None:
+        try:
+            getattr(middleware, hook)(self.broker, message, **kwargs)
+        except SkipMessage:
+            if hook.startswith("before_"):
+                raise
+        except Exception:
+            self.broker.logger.critical("Unexpected failure in %s of %r.", hook, middleware, exc_info=True)
+
+
+class Shared:
+    """What the runners of one process share: the loop, the slots, the coroutines in flight."""
+
+    def __init__(self, gate: Gate, worker: Worker) -> None:
+        config = gate.health.settings.worker
+        threads = worker.worker_threads
+        self.gate, self.worker = gate, worker
+        self.loop = asyncio.new_event_loop()
+        self.pool = ThreadPoolExecutor(HOOK_THREADS, "tideover-hooks")
+        self.coroutines = Slots(config.concurrency, round(config.concurrency * config.reserved_for_critical))
+        self.threads = Slots(threads, round(threads * config.reserved_for_critical))
+        self.in_flight: dict[asyncio.Task[Any], MessageProxy] = {}
+        self.stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run_loop, daemon=True, name="tideover-loop")
+        self._thread.start()
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def finish_in_flight(self, grace_s: float) -> None:
+        """Waits for coroutines to end, then gives unfinished ones back, attempts unspent."""
+        deadline = clock.monotonic() + grace_s
+        while self.in_flight and clock.monotonic() < deadline:
+            time.sleep(POLL_S)
+        self.stopping.set()
+        for task in list(self.in_flight):
+            self.loop.call_soon_threadsafe(task.cancel)
+        deadline = clock.monotonic() + CANCEL_S
+        while self.in_flight and clock.monotonic() < deadline:
+            time.sleep(POLL_S)
+        for message in [*self.coroutines.empty(), *self.threads.empty()]:
+            self.worker.consumers[message.queue_name].requeue_messages([message])
+
+
+class Runner(WorkerThread):
+    """dramatiq's worker thread: runs functions itself, hands coroutines to the loop and goes on."""
+
+    def __init__(self, shared: Shared, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.shared, self.gate = shared, shared.gate
+
+    def process_message(self, message: MessageProxy) -> None:
+        task = self.broker.actors.get(message.actor_name)
+        coroutine = task.coroutine if isinstance(task, AITask) else None
+        critical = isinstance(task, AITask) and criticality_of(message, task) == "critical"
+        slots = self.shared.threads if coroutine is None else self.shared.coroutines
+        if not slots.take(message, critical):
+            return
+        processing.set(message)
+        if self.stopped_at_the_gate(message):
+            self.finish(message)
+        elif coroutine is None:
+            self.run_function(message)
+        else:
+            self.start_coroutine(message, coroutine, slots, critical)
+            return
+        self.free(slots, critical)
+
+    def stopped_at_the_gate(self, message: MessageProxy) -> bool:
+        """The gate for prefetched messages, before any hook; what it stops is marked and only needs to be finished."""
+        try:
+            verdict = self.gate.verdict(message)
+        except Exception:  # noqa: BLE001 - a fault of ours lets the job run as stock dramatiq would
+            events.fault_inside("the gate for prefetched jobs")
+            return False
+        match verdict:
+            case Hold():
+                note_of(message).hold = verdict
+            case Expire():
+                note_of(message).end = "expired"
+                message.fail()
+                message.stuff_exception(JobExpired(message.message_id))
+            case None:
+                return False
+        return True
+
+    def run_function(self, message: MessageProxy) -> None:
+        """One attempt in this thread."""
+        hooks = Hooks(self.broker, bound=True)
+        try:
+            hooks.before(message)
+            result = None if message.failed else self.broker.get_actor(message.actor_name)(*message.args, **message.kwargs)
+        except BaseException as error:  # noqa: BLE001 - dramatiq's interrupts are BaseExceptions, and each is a way to end
+            self.conclude(hooks, message, error)
+        else:
+            hooks.after("process_message", message, result=result)
+        self.finish(message)
+
+    def start_coroutine(self, message: MessageProxy, function: Any, slots: Slots, critical: bool) -> None:
+        """One attempt on the loop, in a context of its own."""
+        context = contextvars.copy_context()
+        hooks = Hooks(self.broker, bound=False)
+        try:
+            context.run(hooks.before, message)
+        except BaseException as error:  # noqa: BLE001 - as above
+            context.run(self.conclude, hooks, message, error)
+            self.finish(message)
+            self.free(slots, critical)
+            return
+        limit_s = time_limit_s(self.broker, message)
+
+        async def attempt() -> Any:
+            try:
+                async with asyncio.timeout(limit_s) as limit:
+                    return await function(*message.args, **message.kwargs)
+            except TimeoutError:
+                if limit.expired():
+                    raise TimeLimitExceeded from None
+                raise
+
+        def begin() -> None:
+            task = self.shared.loop.create_task(attempt(), context=context)
+            self.shared.in_flight[task] = message
+            task.add_done_callback(lambda task: self.shared.pool.submit(ended, task))
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            try:
+                context.run(self.end_coroutine, hooks, message, task)
+            finally:
+                self.shared.in_flight.pop(task, None)
+                self.free(slots, critical)
+
+        self.shared.loop.call_soon_threadsafe(begin)
+
+    def end_coroutine(self, hooks: Hooks, message: MessageProxy, task: asyncio.Task[Any]) -> None:
+        if task.cancelled() and self.shared.stopping.is_set():
+            self.consumers[message.queue_name].requeue_messages([message])
+            self.work_queue.task_done()
+            return
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            hooks.after("process_message", message, result=task.result())
+        else:
+            self.conclude(hooks, message, error)
+        self.finish(message)
+
+    def conclude(self, hooks: Hooks, message: MessageProxy, error: BaseException) -> None:
+        """The after-hooks of an attempt that raised. Arguments may be prompts, so the log names the job only."""
+        if isinstance(error, SkipMessage):
+            if message.failed:
+                message.stuff_exception(error)
+            hooks.after("skip_message", message)
+            return
+        message.stuff_exception(error)
+        task = self.broker.actors.get(message.actor_name)
+        throws = message.options.get("throws") or (task.options.get("throws") if task else None)
+        if not isinstance(error, Retry | RateLimitExceeded) and not (throws and isinstance(error, throws)):
+            self.logger.error("Job %s of task %s failed.", message.message_id, message.actor_name, exc_info=error)
+        hooks.after("process_message", message, exception=error)
+
+    def finish(self, message: MessageProxy) -> None:
+        """Acknowledges: the end, the hold or the dead letter."""
+        try:
+            self.consumers[message.queue_name].post_process_message(message)
+        finally:
+            self.work_queue.task_done()
+            message.clear_exception()
+
+    def free(self, slots: Slots, critical: bool) -> None:
+        """Gives a slot back and lets the next waiting job try for it."""
+        waiting = slots.free(critical)
+        if waiting is not None:
+            self.work_queue.put(_WorkQueueItem(0, waiting))
+            self.work_queue.task_done()
+
+    def join(self, timeout: float | None = None) -> None:
+        started = clock.monotonic()
+        super().join(timeout)
+        if not self.shared.stopping.is_set():
+            left_s = None if timeout is None else max(0.0, timeout - (clock.monotonic() - started))
+            grace_s = self.gate.health.settings.worker.shutdown_grace_s
+            self.shared.finish_in_flight(grace_s if left_s is None else min(grace_s, left_s))
+
+
+def time_limit_s(broker: Broker, message: MessageProxy) -> float | None:
+    """The time limit of a coroutine in seconds, found as dramatiq's TimeLimit finds it; None where that is not in use."""
+    found = next((m for m in broker.middleware if isinstance(m, TimeLimit)), None)
+    if found is None:
+        return None
+    task = broker.actors[message.actor_name]
+    limit_ms = message.options.get("time_limit") or task.options.get("time_limit", found.time_limit)
+    return None if limit_ms == float("inf") else float(limit_ms) / 1000
+
+
+def install(worker: Worker, gate: Gate) -> Shared:
+    """Makes a dramatiq worker use our runners."""
+    shared = Shared(gate, worker)
+
+    def add_worker() -> None:
+        runner = Runner(
+            shared,
+            broker=worker.broker,
+            consumers=worker.consumers,
+            work_queue=worker.work_queue,
+            worker_timeout=worker.worker_timeout,
+        )
+        runner.start()
+        worker.workers.append(runner)
+
+    vars(worker)["_add_worker"] = add_worker
+    return shared
