@@ -17,7 +17,6 @@ from tideover.attempt import Attempt, HoldSignal, Served, current
 from tideover.core.admission import Expire, Hold, Reroute, Run, Verdict, decide
 from tideover.core.route import BUSY, breaker_key
 from tideover.errors import JobExpired, ProviderError
-from tideover.settings import settings
 
 if TYPE_CHECKING:
     from anthropic import Anthropic, AsyncAnthropic
@@ -86,6 +85,8 @@ def text_of(message: Any) -> str:
 
 
 def primary_of(attempt: Attempt | None) -> str:
+    from tideover.settings import settings
+
     return settings().primary if attempt is None else attempt.job.routes[0]
 
 
@@ -149,7 +150,7 @@ def try_route(
         if clock.monotonic() >= busy_until:
             return None
         yield Wait(BUSY_WAIT_S)
-    name = settings().route(route).model(model) or model
+    name = health.settings.route(route).model(model) or model
     if route != attempt.job.routes[0]:
         events.job_rerouted(attempt.job.id, attempt.job.task, route, attempt.detail or refused.get(attempt.job.routes[0], ""))
     generation = health.view(key).generation

@@ -7,7 +7,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import Broker, Consumer, MessageProxy
 from dramatiq.errors import ConnectionClosed, DecodeError
@@ -18,13 +18,15 @@ from tideover.attempt import note_of
 from tideover.core.admission import Expire, Hold, Verdict, decide
 from tideover.core.job import Criticality, End, Job, is_criticality
 from tideover.core.route import Permit
-from tideover.health import Health
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog, Fetched, HeldFacts
 from tideover.store.client import GONE
 from tideover.store.keys import wait_key_text
 from tideover.store.stories import Line, Stories
 from tideover.task import STAMP, AITask
+
+if TYPE_CHECKING:
+    from tideover.health import Health
 
 FIRST_IDLE_S = 0.005
 

@@ -20,7 +20,7 @@ from dramatiq.worker import ConsumerThread, Worker
 
 from tideover import clock, events
 from tideover.attempt import Attempt, current, note_of, processing
-from tideover.errors import ConfigurationError, TideoverError
+from tideover.errors import ConfigurationError, InvalidJob, TideoverError
 from tideover.gate import Gate, is_ours, redis_id
 from tideover.store.account import Ledger
 from tideover.store.client import FAILED, lazy_client, store_errors
@@ -53,14 +53,12 @@ class Tideover(dramatiq.Middleware):
         if is_ours(message.options):
             return
         if isinstance(task, AITask):
-            self.announce(broker, task)
+            if task.actor_name not in self._announced:
+                self.announce(broker, task)
+            check_arguments(message)
             message.options[STAMP] = task.stamp(message, delay)
         else:
             message.options[STAMP] = {"sent_ms": clock.now_ms()}
-        if isinstance(task, AITask):
-            from tideover.settings import settings
-
-            check_arguments(message, settings().max_payload_bytes)
 
     def install(self, broker: RedisBroker) -> None:
         """Puts accept and handover in the place of the broker's own enqueue script."""
@@ -79,6 +77,7 @@ class Tideover(dramatiq.Middleware):
         try:
             with store_errors("sending a job"):
                 if old is None:
+                    check_size(broker, body)
                     ledger.accept(queue, new_id, body)
                 else:
                     ledger.hand_over(broker.broker_id, (old[0], redis_id(old[1])), (queue, new_id), body, old[1].message_id)
@@ -90,12 +89,11 @@ class Tideover(dramatiq.Middleware):
 
     def announce(self, broker: RedisBroker, task: AITask[Any, Any]) -> None:
         """Enters a task into the registry and checks its routes: once a process."""
-        if task.actor_name not in self._announced:
-            task.check_routes()
-            assert self.ledger is not None
-            with store_errors("sending the first job of a task"):
-                Registry(broker.client, self.ledger.keys).enter_tasks({task.actor_name: facts_of(task)})
-            self._announced.add(task.actor_name)
+        task.check_routes()
+        keys = Keys(broker.namespace)
+        with store_errors("sending the first job of a task"):
+            Registry(broker.client, keys).enter_tasks({task.actor_name: facts_of(task)})
+        self._announced.add(task.actor_name)
 
     # workers
 
@@ -192,6 +190,18 @@ def predecessor(message: Message[Any]) -> tuple[str, MessageProxy] | None:
     if failed is None or failed._exception is None or failed.options.get("redis_message_id") != old_id:  # noqa: SLF001 - pinned
         return None
     return failed.queue_name, failed
+
+
+def check_size(broker: Broker, body: bytes) -> None:
+    """Raises `InvalidJob` for an AI task's job that is too large to be held in Redis by the million."""
+    from tideover.settings import settings
+
+    most = settings().max_payload_bytes
+    if len(body) > most and isinstance(broker.actors.get(Message.decode(body).actor_name), AITask):
+        raise InvalidJob(
+            f"the job has {len(body):,} bytes; max_payload_bytes is {most:,}. "
+            "Send a reference (an id, an object's URL) instead of the content, or raise the setting"
+        )
 
 
 def facts_of(task: AITask[Any, Any]) -> dict[str, Any]:

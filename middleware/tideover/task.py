@@ -152,7 +152,7 @@ class AITask(dramatiq.Actor[P, R]):
         return {"criticality": criticality, "expires_ms": expires_ms, "sent_ms": now_ms}
 
 
-def check_arguments(message: Message[Any], most_bytes: int) -> None:
+def check_arguments(message: Message[Any]) -> None:
     """Raises `InvalidJob` unless the arguments come back from dramatiq's encoding exactly as they are."""
     if type(dramatiq.get_encoder()) is dramatiq.JSONEncoder:
         for name, value in [*enumerate(message.args), *message.kwargs.items()]:
@@ -164,11 +164,6 @@ def check_arguments(message: Message[Any], most_bytes: int) -> None:
         again = Message.decode(message.encode())
         if (again.args, again.kwargs) != (message.args, message.kwargs):
             raise InvalidJob(f"the arguments of task {message.actor_name} would not come back from the encoder as they are")
-    if (size := len(message.encode())) > most_bytes:
-        raise InvalidJob(
-            f"a job of task {message.actor_name} has {size:,} bytes; max_payload_bytes is {most_bytes:,}. "
-            "Send a reference (an id, an object's URL) instead of the content, or raise the setting"
-        )
 
 
 PLAIN_ONLY = "Send strings, numbers, booleans, None, lists, and dicts with string keys; load the rest inside the task"
