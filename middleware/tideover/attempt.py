@@ -68,8 +68,10 @@ class Note:
     attempt: Attempt | None = None
     hold: Hold | None = None
     end: End | None = None
+    concluding: bool = False
+    """Its function has ended; what is enqueued from here on is its retry or its next step."""
     follow_up_failed: bool = False
-    """A retry or a next step could not be enqueued, so the message must go back instead of being acknowledged."""
+    """A retry or a next step could not be enqueued just now, so the message must go back instead of being acknowledged."""
 
 
 def note_of(message: MessageProxy) -> Note:

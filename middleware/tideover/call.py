@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from tideover import clock, events
 from tideover.attempt import Attempt, HoldSignal, Served, current
 from tideover.core.admission import Expire, Hold, Reroute, Run, Verdict, decide
+from tideover.core.outcome import Outcome
 from tideover.core.route import BUSY, breaker_key
 from tideover.errors import JobExpired, ProviderError
 
@@ -35,10 +36,11 @@ C = TypeVar("C", bound="Anthropic | AsyncAnthropic")
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Call this route now, under its own name of the model."""
+    """Call this route now, under its own name of the model. `key`: give up when this breaker opens; None: see it through."""
 
     route: str
     model: str
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +135,9 @@ def verdict_now(attempt: Attempt, model: str, refused: dict[str, str]) -> Verdic
     """The verdict on the next call. In observe mode it is only told, and the primary is called."""
     chain = attempt.health.chain(attempt.job, model, refused)
     verdict = decide(attempt.job, chain, now=clock.now(), permit=attempt.permit)
-    if attempt.health.mode == "observe" and not isinstance(verdict, Run | Expire):
-        told = f"reroute to {verdict.route}" if isinstance(verdict, Reroute) else "hold"
-        events.verdict_observed(attempt.job.id, attempt.job.task, told)
+    if attempt.health.mode == "observe" and not isinstance(verdict, Run):
+        would = f"reroute to {verdict.route}" if isinstance(verdict, Reroute) else type(verdict).__name__.lower()
+        events.verdict_observed(attempt.job.id, attempt.job.task, would)
         return Run(chain[0].route)
     return verdict
 
@@ -155,7 +157,7 @@ def try_route(
         events.job_rerouted(attempt.job.id, attempt.job.task, route, attempt.detail or refused.get(attempt.job.routes[0], ""))
     generation = health.view(key).generation
     try:
-        tried = yield Try(route, name)
+        tried = yield Try(route, name, key if attempt.job.may_reroute and len(attempt.job.routes) > 1 else None)
     finally:
         health.free_slot(route)
     assert tried is not None
@@ -245,7 +247,31 @@ def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
                 case Wait(seconds):
                     await asyncio.sleep(seconds)
                     said = None
-                case Try(route, model):
-                    said = await wire.acall(route, model, request, call_next if route == attempt.job.routes[0] else None)
+                case Try(route, model, key):
+                    call = wire.acall(route, model, request, call_next if route == attempt.job.routes[0] else None)
+                    said = await (call if key is None else unless_opened(attempt, route, key, call))
 
     return carry
+
+
+async def unless_opened(attempt: Attempt, route: str, key: str, call: Coroutine[Any, Any, Tried]) -> Tried:
+    """The call's answer, or word that its breaker opened meanwhile: a critical job does not wait on a dead provider."""
+    from tideover.providers.wire import Tried
+
+    loop = asyncio.get_running_loop()
+    opened = loop.create_future()
+    task = loop.create_task(call)
+    with attempt.health.when_open(key, lambda: loop.call_soon_threadsafe(resolve, opened)):
+        try:
+            await asyncio.wait({task, opened}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                task.cancel()
+    if task.done() and not task.cancelled():
+        return task.result()
+    return Tried(route, Outcome(kind="ambiguous", scope="model", why="its breaker opened while the call waited"))
+
+
+def resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

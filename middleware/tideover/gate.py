@@ -15,7 +15,7 @@ from dramatiq.message import Message
 
 from tideover import clock, events
 from tideover.attempt import note_of
-from tideover.core.admission import Expire, Hold, Verdict, decide
+from tideover.core.admission import Expire, Hold, decide
 from tideover.core.job import Criticality, End, Job, is_criticality
 from tideover.core.route import Permit
 from tideover.store.account import Ledger
@@ -45,8 +45,12 @@ def criticality_of(message: Any, task: AITask[Any, Any]) -> Criticality:
     return task.criticality_for(message.args, message.kwargs) or "deferrable"
 
 
-def verdict_over_models(job: Job, health: Health, permit: Permit | None) -> Verdict | None:
-    """The strictest verdict over the models that the job's task calls; None: nothing is known that speaks against it."""
+def told(verdict: Hold | Expire) -> str:
+    return f"hold ({verdict.reason})" if isinstance(verdict, Hold) else "expire"
+
+
+def verdict_over_models(job: Job, health: Health, permit: Permit | None) -> Hold | Expire | None:
+    """The strictest verdict over the models that the job's task calls; None: nothing is known that speaks against running."""
     now = clock.now()
     if job.expires_at is not None and now >= job.expires_at:
         return Expire()
@@ -81,19 +85,18 @@ class Gate:
 
     def verdict(self, message: MessageProxy) -> Hold | Expire | None:
         """Whether a message must not run now. None: let it run; where to is decided call by call."""
-        job = self.job(message)
-        if job is None:
+        try:
+            job = self.job(message)
+            verdict = None if job is None else verdict_over_models(job, self.health, note_of(message).permit)
+        except Exception:  # noqa: BLE001 - a fault of ours lets the job run as stock dramatiq would
+            events.fault_inside("admission")
             return None
-        verdict = verdict_over_models(job, self.health, note_of(message).permit)
-        match verdict:
-            case Hold() if self.health.mode != "act":
-                if self.health.mode == "observe":
-                    events.verdict_observed(job.id, job.task, f"hold ({verdict.reason})")
-                return None
-            case Hold() | Expire():
-                return verdict
-            case _:
-                return None
+        if job is None or verdict is None or self.health.mode == "bypass":
+            return None
+        if self.health.mode == "observe":
+            events.verdict_observed(job.id, job.task, told(verdict))
+            return None
+        return verdict
 
     def hold(self, queue: str, held: Sequence[tuple[MessageProxy, Hold]]) -> None:
         """Holds fetched messages; this is their acknowledgement."""

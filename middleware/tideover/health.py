@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +26,11 @@ STRICTNESS: dict[Mode, int] = {"act": 0, "observe": 1, "bypass": 2}
 FLUSH_S = 0.05
 REFRESH_S = 1.0
 MOST_QUEUED = 10_000
+MOST_MODELS = 50
+"""Models learned of one task: more are names made up at run time, not models."""
 QUIET_S = 2.0
 """The pause after a 429 that names none."""
+MOST_QUIET_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Health:
             for name, route in settings.routes.items()
             if route.max_in_flight
         }
+        self._waiting: dict[str, dict[object, Callable[[], object]]] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._gone = False
@@ -78,10 +83,9 @@ class Health:
     def report(self, key: str, generation: int, outcome: Outcome, job_id: str) -> None:
         """Notes how a call ended, without any I/O. What was the caller's fault, or ours, says nothing of the provider."""
         if outcome.kind == "throttle":
-            quiet_s = QUIET_S if outcome.retry_after_s is None else outcome.retry_after_s
-            self.views[key] = replace(
-                self.view(key), throttled_until=max(self.view(key).throttled_until, clock.now() + quiet_s)
-            )
+            quiet_s = QUIET_S if outcome.retry_after_s is None else min(outcome.retry_after_s, MOST_QUIET_S)
+            until = max(self.view(key).throttled_until, clock.now() + quiet_s)
+            self.views = {**self.views, key: replace(self.view(key), throttled_until=until)}
             self._queue.append(Report(key, generation, False, "", job_id, quiet_s))
         elif outcome.kind == "ok" or outcome.counts_as_failure:
             self._queue.append(Report(key, generation, outcome.counts_as_failure, outcome.why, job_id))
@@ -103,10 +107,22 @@ class Health:
         waits_for = hops if attempt.job.may_reroute else hops[:1]
         return Hold(tuple(hop.key for hop in waits_for), "failed", hops[0].breaker.generation)
 
+    @contextmanager
+    def when_open(self, key: str, tell: Callable[[], object]) -> Iterator[None]:
+        """Calls `tell`, from another thread, as soon as this breaker opens."""
+        waiting = self._waiting.setdefault(key, {})
+        token = object()
+        waiting[token] = tell
+        try:
+            yield
+        finally:
+            waiting.pop(token, None)
+
     def learn(self, task: str, model: str) -> None:
         """Remembers that a task calls a model, so that its jobs can be held before they start."""
-        if model not in self.models.get(task, frozenset()):
-            self.models = {**self.models, task: self.models.get(task, frozenset()) | {model}}
+        known = self.models.get(task, frozenset())
+        if model not in known and len(known) < MOST_MODELS:
+            self.models = {**self.models, task: known | {model}}
             self._learned.append((task, model))
 
     def take_slot(self, route: str) -> bool:
@@ -123,8 +139,16 @@ class Health:
         moved = self.breakers.transition(key, seen, change)
         if moved:
             events.breaker_changed(key, seen.state, change.to, change.why)
-        self.views.update(self.breakers.read([key]))
+        self._see(self.breakers.read([key]))
         return moved
+
+    def _see(self, fresh: Mapping[str, Breaker]) -> None:
+        """Takes in what the store says, and tells the calls that wait on a route that is down now."""
+        self.views = {**self.views, **fresh}
+        for key, breaker in fresh.items():
+            if breaker.state == "open":
+                for tell in list(self._waiting.get(key, {}).values()):
+                    tell()
 
     def start(self) -> None:
         self.refresh()
@@ -172,7 +196,7 @@ class Health:
 
     def refresh(self) -> None:
         """Reads all breakers, what tasks call, and whether an operator switched tideover off."""
-        self.views = self.breakers.read(self.breakers.keys_known())
+        self._see(self.breakers.read(self.breakers.keys_known()))
         self.models = self.registry.models()
         asked: Mode = "act" if self.registry.bypass() is None else "bypass"
         mode = max(self.settings.mode, asked, key=STRICTNESS.__getitem__)
@@ -199,7 +223,7 @@ class Health:
                 why=failures[-1].why if failures else "",
                 quiet_s=max(report.quiet_s for report in reports),
             )
-            self.views[key] = reading.breaker
+            self._see({key: reading.breaker})
             self._judge(key, reading)
 
     def _judge(self, key: str, reading: Reading) -> None:

@@ -20,7 +20,7 @@ from dramatiq.worker import ConsumerThread, Worker
 
 from tideover import clock, events
 from tideover.attempt import Attempt, current, note_of, processing
-from tideover.errors import ConfigurationError, InvalidJob, TideoverError
+from tideover.errors import ConfigurationError, InvalidJob, StoreUnavailable, TideoverError
 from tideover.gate import Gate, is_ours, redis_id
 from tideover.store.account import Ledger
 from tideover.store.client import FAILED, lazy_client, store_errors
@@ -73,19 +73,13 @@ class Tideover(dramatiq.Middleware):
 
     def enqueue(self, broker: RedisBroker, ledger: Ledger, queue: str, new_id: str, body: bytes) -> None:
         """Accepts a new job, or hands a fetched one over to its successor."""
-        old = handing_over.get()
-        try:
-            with store_errors("sending a job"):
-                if old is None:
-                    check_size(broker, body)
-                    ledger.accept(queue, new_id, body)
-                else:
-                    ledger.hand_over(broker.broker_id, (old[0], redis_id(old[1])), (queue, new_id), body, old[1].message_id)
-        except TideoverError:
-            message = processing.get()
-            if message is not None:
-                note_of(message).follow_up_failed = True
-            raise
+        old = handing_over.old
+        with store_errors("sending a job"):
+            if old is None:
+                check_size(broker, body)
+                ledger.accept(queue, new_id, body)
+            else:
+                ledger.hand_over(broker.broker_id, (old[0], redis_id(old[1])), (queue, new_id), body, old[1].message_id)
 
     def announce(self, broker: RedisBroker, task: AITask[Any, Any]) -> None:
         """Enters a task into the registry and checks its routes: once a process."""
@@ -102,9 +96,9 @@ class Tideover(dramatiq.Middleware):
         if not isinstance(broker, RedisBroker):
             events.holding_unavailable(type(broker).__name__)
             return
-        from tideover_worker import boot
-
         try:
+            from tideover_worker import boot
+
             if self.ledger is None:
                 self.install(broker)
             wrap_enqueue(broker)
@@ -154,9 +148,6 @@ class HandingOver(threading.local):
 
     old: tuple[str, MessageProxy] | None = None
 
-    def get(self) -> tuple[str, MessageProxy] | None:
-        return self.old
-
 
 handing_over = HandingOver()
 
@@ -170,10 +161,28 @@ def wrap_enqueue(broker: RedisBroker) -> None:
         handing_over.old = predecessor(message)
         try:
             return plain(message, delay=delay)
+        except TideoverError as error:
+            follow_up_failed(error)
+            raise
         finally:
             handing_over.old = before
 
     broker.enqueue = enqueue  # type: ignore[method-assign]
+
+
+def follow_up_failed(error: TideoverError) -> None:
+    """Keeps a job whose retry or next step could not be enqueued: dramatiq would swallow the error and acknowledge the job.
+
+    While Redis is unavailable it goes back to its queue and runs again; what can never be enqueued makes it a dead letter.
+    """
+    message = processing.get()
+    if message is None or not note_of(message).concluding:
+        return
+    if isinstance(error, StoreUnavailable):
+        note_of(message).follow_up_failed = True
+    else:
+        message.fail()
+        message.stuff_exception(error)
 
 
 def predecessor(message: Message[Any]) -> tuple[str, MessageProxy] | None:
@@ -186,10 +195,10 @@ def predecessor(message: Message[Any]) -> tuple[str, MessageProxy] | None:
     if isinstance(thread, ConsumerThread):
         taken = getattr(thread.consumer, "taken", {}).get(old_id)
         return None if taken is None else (dq_name(message.queue_name), taken)
-    failed = processing.get()
-    if failed is None or failed._exception is None or failed.options.get("redis_message_id") != old_id:  # noqa: SLF001 - pinned
+    ended = processing.get()
+    if ended is None or not note_of(ended).concluding or ended.options.get("redis_message_id") != old_id:
         return None
-    return failed.queue_name, failed
+    return ended.queue_name, ended
 
 
 def check_size(broker: Broker, body: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import dramatiq
 from dramatiq.message import Message
-from dramatiq.results import ResultMissing
+from dramatiq.results import ResultFailure, ResultMissing
 
 from tideover import clock
 from tideover.core.job import End
@@ -119,6 +119,10 @@ class Steps:
     def look(self, backlog: Backlog) -> bool:
         try:
             self.result = self.message.get_result(backend=dramatiq.get_broker().get_results_backend())
+        except ResultFailure as failure:
+            if failure.orig_exc_type == JobExpired.__name__:
+                raise JobExpired(self.message.message_id) from None
+            raise
         except ResultMissing:
             held = held_facts(backlog, self.message)
             if held is not None and not self.through_holds:

@@ -28,7 +28,7 @@ from tideover.store.keys import Keys
 from tideover.store.registry import Registry
 from tideover.store.stories import Stories
 from tideover.task import AITask
-from tideover_worker import drain, housekeeping, run
+from tideover_worker import drain, housekeeping, probe, run
 from tideover_worker.chore import Chore, Lease
 from tideover_worker.probe import Prober
 
@@ -49,7 +49,8 @@ class Node:
             chore.stop()
         self.prober.stop()
         self.gate.health.stop()
-        self.registry.remove_worker(self.gate.worker)
+        if not any(self.gate.taken.values()):  # else the maintainer must find it, and give back what it had
+            self.registry.remove_worker(self.gate.worker)
 
 
 def start(broker: RedisBroker, worker: Worker) -> Node:
@@ -68,7 +69,9 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
         Backlog(broker.client, keys),
         Stories(broker.client, keys),
     )
-    enter(registry, config, tasks, gate.worker, worker)
+    enter(registry, config, tasks)
+    facts = facts_of_worker(config, worker)
+    housekeeping.beat(gate, registry, facts)
     health.start()
     widen(worker, broker, tasks, config)
     vars(broker)["consume"] = partial(consumer, gate, {task.queue_name for task in tasks if task.coroutine is not None})
@@ -76,12 +79,12 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
     prober = Prober(health)
     chores = (
         Chore("drain", drain.EVERY_S, lambda: drain.turn(gate), Lease(broker.client, keys.lease("drain"), LEASE_S)),
-        Chore("probe", 0.25, prober.turn, Lease(broker.client, keys.lease("probe"), LEASE_S)),
-        Chore("heartbeat", housekeeping.EVERY_S, lambda: housekeeping.beat(gate, registry)),
+        Chore("probe", probe.EVERY_S, prober.turn, Lease(broker.client, keys.lease("probe"), LEASE_S)),
+        Chore("heartbeat", housekeeping.EVERY_S, lambda: housekeeping.beat(gate, registry, facts)),
         Chore(
             "housekeeping",
             housekeeping.EVERY_S,
-            lambda: housekeeping.turn(gate, registry),
+            lambda: housekeeping.turn(gate, registry, broker.dead_message_ttl),
             Lease(broker.client, keys.lease("housekeeping"), LEASE_S),
         ),
     )
@@ -104,23 +107,23 @@ def check(config: Settings, tasks: list[AITask[Any, Any]], client: Client) -> No
         )
 
 
-def enter(registry: Registry, config: Settings, tasks: list[AITask[Any, Any]], worker_id: str, worker: Worker) -> None:
-    """Writes what tools need to know of this process; no secret is among it."""
+def enter(registry: Registry, config: Settings, tasks: list[AITask[Any, Any]]) -> None:
+    """Writes what tools need to know of this deployment; no secret is among it."""
     registry.announce()
-    registry.beat(worker_id)
     registry.enter_tasks({task.actor_name: facts_of(task) for task in tasks})
     registry.enter_routes({name: {"kind": route.kind, "models": route.models} for name, route in config.routes.items()})
-    registry.enter_worker(
-        worker_id,
-        {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": clock.now(),
-            "version": version("tideover"),
-            "mode": config.mode,
-            "queues": sorted(worker.consumer_whitelist or worker.broker.get_declared_queues()),
-        },
-    )
+
+
+def facts_of_worker(config: Settings, worker: Worker) -> dict[str, Any]:
+    """What tools show of this process."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": clock.now(),
+        "version": version("tideover"),
+        "mode": config.mode,
+        "queues": sorted(worker.consumer_whitelist or worker.broker.get_declared_queues()),
+    }
 
 
 def widen(worker: Worker, broker: RedisBroker, tasks: list[AITask[Any, Any]], config: Settings) -> None:

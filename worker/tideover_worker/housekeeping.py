@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tideover import clock, events
 from tideover.gate import Gate
 from tideover.store.registry import Registry
@@ -11,15 +14,18 @@ from tideover.store.stories import Line
 EVERY_S = 1.0
 
 
-def beat(gate: Gate, registry: Registry) -> None:
-    """One sign of life, also while all slots are taken and nothing is fetched."""
+def beat(gate: Gate, registry: Registry, facts: Mapping[str, Any]) -> None:
+    """One sign of life, also while all slots are taken and nothing is fetched; it says again who this is."""
     registry.beat(gate.worker)
+    registry.enter_worker(gate.worker, facts)
 
 
-def turn(gate: Gate, registry: Registry) -> None:
+def turn(gate: Gate, registry: Registry, dead_message_ttl_ms: int) -> None:
     """One round for the whole namespace; one process at a time does it."""
     recover(gate, registry)
     expire(gate)
+    for queue in registry.queues():
+        gate.backlog.sweep(queue, dead_message_ttl_ms)
 
 
 def recover(gate: Gate, registry: Registry) -> None:
@@ -41,6 +47,8 @@ def recover(gate: Gate, registry: Registry) -> None:
 
 def expire(gate: Gate) -> None:
     """Ends held jobs that are past their expiry, within about a second of it."""
+    if gate.health.mode != "act":
+        return
     now_ms = clock.now_ms()
     for held in gate.backlog.held_sets():
         late = [fact for fact in gate.backlog.due(held, now_ms) if fact.expires_ms is not None and fact.expires_ms <= now_ms]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from typing import Any
 
 from dramatiq.broker import Broker, MessageProxy
@@ -19,7 +20,7 @@ from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import Middleware, SkipMessage, TimeLimit, TimeLimitExceeded
 from dramatiq.worker import Worker, WorkerThread, _WorkQueueItem
 
-from tideover import clock, events
+from tideover import clock
 from tideover.attempt import note_of, processing
 from tideover.core.admission import Expire, Hold
 from tideover.errors import JobExpired
@@ -79,6 +80,7 @@ class Hooks:
             self._call(middleware, "before_process_message", message)
 
     def after(self, signal: str, message: MessageProxy, **kwargs: Any) -> None:
+        note_of(message).concluding = True
         for middleware in reversed(self.middleware):
             self._call(middleware, f"after_{signal}", message, **kwargs)
 
@@ -101,8 +103,8 @@ class Shared:
         self.gate, self.worker = gate, worker
         self.loop = asyncio.new_event_loop()
         self.pool = ThreadPoolExecutor(HOOK_THREADS, "tideover-hooks")
-        self.coroutines = Slots(config.concurrency, round(config.concurrency * config.reserved_for_critical))
-        self.threads = Slots(threads, round(threads * config.reserved_for_critical))
+        self.coroutines = Slots(config.concurrency, ceil(config.concurrency * config.reserved_for_critical))
+        self.threads = Slots(threads, ceil(threads * config.reserved_for_critical))
         self.in_flight: dict[asyncio.Task[Any], MessageProxy] = {}
         self.stopping = threading.Event()
         self._thread = threading.Thread(target=self._run_loop, daemon=True, name="tideover-loop")
@@ -153,21 +155,20 @@ class Runner(WorkerThread):
 
     def stopped_at_the_gate(self, message: MessageProxy) -> bool:
         """The gate for prefetched messages, before any hook; what it stops is marked and only needs to be finished."""
-        try:
-            verdict = self.gate.verdict(message)
-        except Exception:  # noqa: BLE001 - a fault of ours lets the job run as stock dramatiq would
-            events.fault_inside("the gate for prefetched jobs")
-            return False
+        verdict = self.gate.verdict(message)
         match verdict:
             case Hold():
                 note_of(message).hold = verdict
             case Expire():
-                note_of(message).end = "expired"
-                message.fail()
-                message.stuff_exception(JobExpired(message.message_id))
+                self.mark_expired(message)
             case None:
                 return False
         return True
+
+    def mark_expired(self, message: MessageProxy) -> None:
+        note_of(message).end = "expired"
+        message.fail()
+        message.stuff_exception(JobExpired(message.message_id))
 
     def run_function(self, message: MessageProxy) -> None:
         """One attempt in this thread."""
@@ -231,6 +232,10 @@ class Runner(WorkerThread):
 
     def conclude(self, hooks: Hooks, message: MessageProxy, error: BaseException) -> None:
         """The after-hooks of an attempt that raised. Arguments may be prompts, so the log names the job only."""
+        if isinstance(error, JobExpired):
+            self.mark_expired(message)
+            hooks.after("skip_message", message)
+            return
         if isinstance(error, SkipMessage):
             if message.failed:
                 message.stuff_exception(error)

@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from tideover.core.breaker import Breaker
 
 FORCED = "*"
 
+ODD = re.compile(r"[^\w.:/@+-]")
+LONGEST_MODEL = 120
+
 BUSY = "all its slots are taken"
 """The one refusal that passes by itself within moments."""
 
 
 def breaker_key(route: str, model: str) -> str:
-    """The name of the breaker of a route and the model that the task asks for.
+    """The name of the breaker of a route and the model that the task asks for. Odd characters and endless names are cut.
 
     >>> breaker_key("anthropic", "claude-opus-4-8")
     'anthropic/claude-opus-4-8'
     """
-    return f"{route}/{model}"
+    return f"{route}/{ODD.sub('_', model)[:LONGEST_MODEL]}"
 
 
 def split_key(key: str) -> tuple[str, str]:

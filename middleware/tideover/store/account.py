@@ -9,7 +9,7 @@ from typing import Any
 
 from tideover.core.job import ENDS, End
 from tideover.store.client import Client, Scripts, pairs, text
-from tideover.store.keys import Keys
+from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
 
 READS = 20
 
@@ -70,14 +70,14 @@ class Ledger:
 
     def accept(self, queue: str, redis_id: str, body: bytes) -> None:
         k = self.keys
-        self.scripts.run("accept-4", [k.msgs(queue), k.queue(queue), k.account, k.queues], [redis_id, body, queue])
+        self.scripts.run("accept-4", [k.msgs(queue), k.queue(queue), k.account, k.queues], [redis_id, body, queue_of(queue)])
 
     def hand_over(self, worker: str, old: tuple[str, str], new: tuple[str, str], body: bytes, job_id: str) -> bool:
         """Replaces `old` (queue, Redis id), which `worker` has fetched, by `new`. False: it is not that worker's any more."""
         k, (old_queue, old_id), (queue, redis_id) = self.keys, old, new
         keys = [k.msgs(queue), k.queue(queue), k.queues, k.places]
         keys += [k.acks(worker, old_queue), k.msgs(old_queue), k.permits(old_queue), k.adopted]
-        return bool(self.scripts.run("handover-8", keys, [redis_id, body, queue, old_id, job_id]))
+        return bool(self.scripts.run("handover-8", keys, [redis_id, body, queue, old_id, job_id, queue_of(queue)]))
 
     def adopt(self, redis_ids: Sequence[str]) -> int:
         return int(self.scripts.run("adopt-2", [self.keys.adopted, self.keys.account], redis_ids))
@@ -105,7 +105,7 @@ class Ledger:
 
     def _read(self, workers: list[str], queues: list[str], held_sets: list[str]) -> Any:
         k = self.keys
-        lanes = [name for queue in queues for name in (queue, f"{queue}.DQ")]
+        lanes = [name for queue in queues for name in (queue, queue + DELAYED_SUFFIX)]
         lists = [k.queue(name) for name in lanes]
         sets = [k.acks(worker, name) for name in lanes for worker in workers]
         zsets = [k.held(*entry.split("\t", 1)) for entry in held_sets]

@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tideover.core.admission import Reason
 from tideover.core.job import Criticality
-from tideover.store.client import Client, Scripts, text
-from tideover.store.keys import Keys, wait_key_text
+from tideover.store.client import Client, Scripts, starting, text
+from tideover.store.keys import Keys, queue_of, wait_key_text
 
 PAGE = 500
+
+Whereabouts = Literal["queued", "running", "held"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +79,8 @@ class Backlog:
     def fetch(self, worker: str, queue: str, n: int) -> tuple[list[Fetched], list[str]]:
         """Up to `n` jobs for a worker, and the ids of such whose body is gone."""
         k = self.keys
-        keys = [k.queue(queue), k.msgs(queue), k.acks(worker, queue), k.heartbeats, k.permits(queue)]
-        ids, bodies, permits = self.scripts.run("fetch-5", keys, [min(n, PAGE), worker])
+        keys = [k.queue(queue), k.msgs(queue), k.acks(worker, queue), k.heartbeats, k.permits(queue), k.queues]
+        ids, bodies, permits = self.scripts.run("fetch-6", keys, [min(n, PAGE), worker, queue_of(queue)])
         jobs, missing = [], []
         for redis_id, body, permit in zip(ids, bodies, permits, strict=True):
             if body is None:
@@ -180,6 +182,10 @@ class Backlog:
         keys = [k.heartbeats, k.acks(worker, queue), k.queue(queue), k.msgs(queue)]
         return int(self.scripts.run("recover-4", keys, [worker, int(dead_after_s * 1000)]))
 
+    def sweep(self, queue: str, lifetime_ms: int) -> int:
+        """Forgets dead letters of a queue that are older than their lifetime; at most a page of them."""
+        return int(self.scripts.run("sweep-2", [self.keys.dead(queue), self.keys.dead_msgs(queue)], [lifetime_ms, PAGE]))
+
     def due(self, held: HeldSet, now_ms: int, limit: int = PAGE) -> list[HeldFacts]:
         """Held jobs whose order says that they should have gone by now, earliest first."""
         ids = self.client.zrangebyscore(self.keys.held(held.queue, held.wait_key), "-inf", now_ms, start=0, num=limit)
@@ -192,10 +198,25 @@ class Backlog:
 
     def browse(self, held: HeldSet) -> Iterator[HeldFacts]:
         """All jobs of a held set, earliest first, page by page; one that leaves meanwhile may be skipped."""
+        for _, facts in self.ordered(held):
+            yield facts
+
+    def ordered(self, held: HeldSet) -> Iterator[tuple[int, HeldFacts]]:
+        """As `browse`, each with the unix ms that it is ordered by."""
         key, start = self.keys.held(held.queue, held.wait_key), 0
-        while ids := self.client.zrange(key, start, start + PAGE - 1):
-            yield from self.facts(held.queue, [text(i) for i in ids])
-            start += len(ids)
+        while page := self.client.zrange(key, start, start + PAGE - 1, withscores=True):
+            by_ms = {text(redis_id): int(score) for redis_id, score in page}
+            for facts in self.facts(held.queue, list(by_ms)):
+                yield by_ms[facts.redis_id], facts
+            start += len(page)
+
+    def size(self, held: HeldSet) -> int:
+        return int(self.client.zcard(self.keys.held(held.queue, held.wait_key)))
+
+    def ahead(self, held: HeldSet, redis_id: str) -> int | None:
+        """How many jobs of its held set go before this one; None: it is not in it."""
+        rank = self.client.zrank(self.keys.held(held.queue, held.wait_key), redis_id)
+        return None if rank is None else int(rank)
 
     def place(self, job_id: str, redis_id: str | None = None, queue: str | None = None) -> tuple[str, str] | None:
         """Queue and Redis id of a live job: as last noted, or as its sender knows them; None when it is not alive."""
@@ -214,3 +235,23 @@ class Backlog:
             for worker in workers:
                 pipe.sismember(self.keys.acks(worker, queue), redis_id)
             return any(pipe.execute())
+
+    def whereabouts(self, queue: str, redis_id: str) -> tuple[Whereabouts | None, HeldFacts | None]:
+        """Where this job is, and its facts while it is held. None: in no place, or on its way from one to the next."""
+        for facts in self.facts(queue, [redis_id]):
+            if self.ahead(HeldSet(queue, facts.wait_key), redis_id) is not None:
+                return "held", facts
+        if self.client.lpos(self.keys.queue(queue), redis_id) is not None:
+            return "queued", None
+        return ("running" if self.is_running(queue, redis_id) else None), None
+
+    def jobs_like(self, prefix: str) -> set[str]:
+        """Ids of live jobs, once held or retried, that begin so."""
+        return {text(job_id) for job_id, _ in self.client.hscan_iter(self.keys.places, match=starting(prefix), count=PAGE)}
+
+    def fetched(self, worker: str, queues: Sequence[str]) -> int:
+        """How many jobs of these queues a worker has fetched."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.scard(self.keys.acks(worker, queue))
+            return sum(pipe.execute())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -71,6 +72,15 @@ def lease(client: Client, key: str, seconds: float) -> Lock:
 
 def text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def starting(prefix: str) -> str:
+    r"""The pattern of SCAN for what begins so.
+
+    >>> starting("0c4f"), starting("[*]")
+    ('0c4f*', '\\\\[\\\\*\\\\]*')
+    """
+    return re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
 
 
 def pairs(flat: Sequence[Any]) -> dict[str, str]:

@@ -48,6 +48,17 @@ NAMESPACES = "tideover:namespaces"
 
 WAIT_KEY_JOIN = "|"
 
+DELAYED_SUFFIX = ".DQ"
+
+
+def queue_of(name: str) -> str:
+    """The queue of a list: dramatiq keeps delayed jobs of `default` in `default.DQ`.
+
+    >>> queue_of("default.critical.DQ"), queue_of("default")
+    ('default.critical', 'default')
+    """
+    return name.removesuffix(DELAYED_SUFFIX)
+
 
 def wait_key_text(wait_key: Sequence[str]) -> str:
     """One text for a set of breakers, whatever their order.
@@ -82,7 +93,7 @@ class Keys:
         return f"{self.namespace}:__heartbeats__"
 
     def dead(self, queue: str) -> str:
-        return f"{self.namespace}:{queue.removesuffix('.DQ')}.XQ"
+        return f"{self.namespace}:{queue_of(queue)}.XQ"
 
     def dead_msgs(self, queue: str) -> str:
         return self.dead(queue) + ".msgs"

@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tideover import clock
-from tideover.store.client import Client, Scripts, text
+from tideover.store.client import Client, Scripts, starting, text
 from tideover.store.keys import Keys
 
 DAYS = 7
+SCAN = 500
 LONGEST = 4096
 """Bytes of one story; the first line and the latest stay."""
 
@@ -51,10 +52,18 @@ class Stories:
 
     def of(self, job_id: str) -> list[Line]:
         """A job's lines, oldest first; empty when nothing worth telling happened to it."""
-        now = datetime.fromtimestamp(clock.now(), UTC)
         with self.client.pipeline(transaction=False) as pipe:
-            for back in range(DAYS + 1, -1, -1):
-                pipe.hget(self.keys.stories(day((now - timedelta(days=back)).timestamp())), job_id)
+            for key in self._days():
+                pipe.hget(key, job_id)
             found = pipe.execute()
         lines = [Line.decode(job_id, raw) for story in found if story for raw in text(story).splitlines()]
         return sorted(lines, key=lambda line: line.at)
+
+    def jobs_like(self, prefix: str) -> set[str]:
+        """Ids of jobs with a story that begin so."""
+        found = (self.client.hscan_iter(key, match=starting(prefix), count=SCAN) for key in self._days())
+        return {text(job_id) for day_of in found for job_id, _ in day_of}
+
+    def _days(self) -> list[str]:
+        now = datetime.fromtimestamp(clock.now(), UTC)
+        return [self.keys.stories(day((now - timedelta(days=back)).timestamp())) for back in range(DAYS + 1, -1, -1)]

@@ -1,6 +1,6 @@
 -- Accepts one new job: its body, its place in the queue and its line in the account, at once.
 -- KEYS: msgs (hash), queue (list), account (hash), queues (set)
--- ARGV: Redis id, body, queue name
+-- ARGV: Redis id, body, queue name (without .DQ)
 -- Returns 1; 0 when this very id is there already.
 -- Idempotent: a script repeated after a lost reply finds its body and changes nothing.
 if redis.call('hsetnx', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end

@@ -1,6 +1,6 @@
 -- Takes up to n jobs off a queue for one worker, which is a sign of life of that worker, too.
--- KEYS: queue (list), msgs (hash), the worker's acks (set), heartbeats (zset), permits (hash)
--- ARGV: n, worker
+-- KEYS: queue (list), msgs (hash), the worker's acks (set), heartbeats (zset), permits (hash), queues (set)
+-- ARGV: n, worker, queue name (without .DQ): so that jobs of a queue that only strangers send to are counted
 -- Returns ids, bodies (false where one is missing) and permits (false: none), three lists of one length.
 -- After a lost reply the ids are in the worker's acks: reclaim gives them back.
 local t = redis.call('time')
@@ -8,4 +8,5 @@ redis.call('zadd', KEYS[4], t[1] * 1000 + math.floor(t[2] / 1000), ARGV[2])
 local ids = redis.call('lpop', KEYS[1], ARGV[1])
 if not ids then return {{}, {}, {}} end
 redis.call('sadd', KEYS[3], unpack(ids))
+redis.call('sadd', KEYS[6], ARGV[3])
 return {ids, redis.call('hmget', KEYS[2], unpack(ids)), redis.call('hmget', KEYS[5], unpack(ids))}
