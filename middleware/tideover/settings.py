@@ -98,7 +98,7 @@ class BreakerSettings(BaseModel):
 
     model_config = STRICT
 
-    window_s: Annotated[float, Ge(0.1), Le(3600)] = BREAKER.window_s
+    window_s: Annotated[float, Ge(1), Le(3600)] = BREAKER.window_s
     min_calls: Annotated[int, Ge(1), Le(10_000)] = BREAKER.min_calls
     failure_ratio: Annotated[float, Ge(0.01), Le(1)] = BREAKER.failure_ratio
     probe_after_s: Annotated[float, Ge(0.01), Le(3600)] = BREAKER.probe_after_s
@@ -144,7 +144,7 @@ class WorkerSettings(BaseModel):
     model_config = STRICT
 
     concurrency: Annotated[int, Ge(1), Le(10_000)] = 256
-    """Jobs at once."""
+    """Coroutines in flight in one process, and jobs fetched ahead."""
     reserved_for_critical: Annotated[float, Ge(0), Le(0.9)] = 0.25
     """Share of the slots that deferrable jobs never take."""
     heartbeat_timeout_s: Annotated[float, Ge(2), Le(3600)] = 15.0
@@ -172,7 +172,7 @@ class Settings(BaseSettings):
     max_wait_s: Annotated[float, Ge(1), Le(31_536_000)] = 86_400.0
     """A held job without an expiry is ordered as if it expired after this long."""
     max_payload_bytes: Annotated[int, Ge(1024), Le(536_870_912)] = 1_048_576
-    result_ttl_s: Annotated[float, Ge(1), Le(31_536_000)] = 86_400.0
+    """The largest job of an AI task that `send` accepts."""
 
     _reading: Reading
 

@@ -20,7 +20,7 @@ from typing import Any
 import redis
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from tideover.core.breaker import TRANSITIONS, Breaker, Transition, generation_after
 from tideover.core.job import ENDS, End
@@ -36,6 +36,7 @@ WORKERS = ("w1", "w2")
 BREAKER_KEYS = ("a/m", "b/m")
 WAIT_KEYS = (("a/m",), ("b/m", "a/m"))
 MAX_WAIT_S = 0.005
+MOST_QUEUED = 6
 AT_ONCE = 1e9
 """A rate that fills any bucket between two calls."""
 
@@ -310,8 +311,22 @@ class StoreAndModel(RuleBasedStateMachine):
         assert self.model.lists[lane][n:] == real[n:]
         self.model.lists[lane] = real
 
+    @initialize(lane=st.sampled_from(QUEUES), wait_key=st.sampled_from(WAIT_KEYS), held=st.integers(0, 4), taken=st.integers(0, 3))
+    def begin_in_the_middle(self, lane: str, wait_key: tuple[str, ...], held: int, taken: int) -> None:
+        """Some jobs are held and some are fetched already."""
+        for _ in range(held + taken + 1):
+            self.accept(lane, again=False)
+        if held + taken > 0:
+            self.take("w1", lane, held + taken)
+        if held > 0:
+            ids = [i for _, _, i in self.in_hand()[:held]]
+            facts = [self.facts(i, lane, wait_key, 1, n if n % 2 else None) for n, i in enumerate(ids)]
+            self.model.hold("w1", HeldSet(lane, wait_key_text(wait_key)), facts)
+            self.backlog.hold("w1", lane, wait_key, facts, MAX_WAIT_S)
+
     # producers
 
+    @precondition(lambda self: sum(map(len, self.model.lists.values())) < MOST_QUEUED)
     @rule(lane=st.sampled_from(LANES), again=st.booleans())
     def accept(self, lane: str, again: bool) -> None:
         new_id, body = self.new()
@@ -319,6 +334,7 @@ class StoreAndModel(RuleBasedStateMachine):
             self.ledger.accept(lane, new_id, body)
             self.model.accept(lane, new_id, body)
 
+    @precondition(lambda self: sum(map(len, self.model.lists.values())) < MOST_QUEUED)
     @rule(lane=st.sampled_from(QUEUES))
     def put_without_tideover(self, lane: str) -> None:
         new_id, body = self.new()
@@ -333,17 +349,22 @@ class StoreAndModel(RuleBasedStateMachine):
     @rule(data=st.data(), worker=st.sampled_from(WORKERS), n=st.integers(1, 4), loses_reply=st.booleans(), again=st.booleans())
     def fetch(self, data: st.DataObject, worker: str, n: int, loses_reply: bool, again: bool) -> None:
         lane = data.draw(st.sampled_from(sorted(lane for lane, ids in self.model.lists.items() if ids)), label="lane")
+        strangers = self.take(worker, lane, n, loses_reply)
+        for _ in range(1 + again if strangers else 0):
+            assert self.model.adopt(strangers) == self.ledger.adopt(strangers)
+
+    def take(self, worker: str, lane: str, n: int, loses_reply: bool = False) -> list[str]:
+        """Fetches; the ids of those that a producer without tideover sent."""
         jobs, missing = self.backlog.fetch(worker, lane, n)
         assert self.model.fetch(worker, lane, n) == [(job.redis_id, job.body, job.permit) for job in jobs]
         assert [] == missing
         fetched = [(worker, lane, job.redis_id) for job in jobs]
         self.aware.difference_update(fetched)
-        if not loses_reply:
-            self.aware.update(fetched)
-            self.remembered += fetched
-            strangers = [job.redis_id for job in jobs if job.redis_id in self.foreign]
-            for _ in range(1 + again if strangers else 0):
-                assert self.model.adopt(strangers) == self.ledger.adopt(strangers)
+        if loses_reply:
+            return []
+        self.aware.update(fetched)
+        self.remembered += fetched
+        return [job.redis_id for job in jobs if job.redis_id in self.foreign]
 
     @precondition(lambda self: self.in_hand())
     @rule(data=st.data(), end=st.sampled_from(ENDS), late=st.booleans(), again=st.booleans())
@@ -411,6 +432,7 @@ class StoreAndModel(RuleBasedStateMachine):
 
     # the passage of time
 
+    @precondition(lambda self: {worker for worker, _, _ in self.model.fetched()} - self.model.silent)
     @rule(worker=st.sampled_from(WORKERS))
     def fall_silent(self, worker: str) -> None:
         """No sign of life for fifty years. It may come back, and acts on what it remembers."""
@@ -418,13 +440,16 @@ class StoreAndModel(RuleBasedStateMachine):
             self.client.zadd(self.keys.heartbeats, {worker: 1})
             self.model.silent.add(worker)
 
-    @rule(worker=st.sampled_from(WORKERS), lane=st.sampled_from(LANES), again=st.booleans())
-    def recover(self, worker: str, lane: str, again: bool) -> None:
+    @precondition(lambda self: self.model.fetched())
+    @rule(data=st.data(), again=st.booleans())
+    def recover(self, data: st.DataObject, again: bool) -> None:
+        worker, lane, _ = data.draw(st.sampled_from(self.model.fetched()), label="whose")
         for _ in range(1 + again):
             n = self.model.recover(worker, lane)
             assert n == self.backlog.recover(worker, lane, 60.0)
             self.adopt_order(lane, max(0, n))
 
+    @precondition(lambda self: any(self.model.held.values()))
     @rule(data=st.data(), key=st.sampled_from(BREAKER_KEYS), stale=st.booleans(), again=st.booleans())
     def move_breaker(self, data: st.DataObject, key: str, stale: bool, again: bool) -> None:
         seen = self.model.breakers[key]

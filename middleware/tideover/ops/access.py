@@ -43,12 +43,11 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Somebody who looks after the namespaces of one Redis. `chosen`: they were named, not all taken."""
+    """Somebody who looks after namespaces of one Redis."""
 
     client: Client
     settings: Settings
     spaces: tuple[Space, ...]
-    chosen: bool
 
     def now(self) -> float:
         """Unix time by Redis' clock, which breakers and workers go by."""
@@ -87,7 +86,7 @@ def open_operator(settings: Settings, chosen: Sequence[str] = ()) -> Operator:
         client.close()
         raise
     names = known if not chosen else list(dict.fromkeys(chosen))
-    return Operator(client, settings, tuple(open_space(client, name) for name in names), bool(chosen))
+    return Operator(client, settings, tuple(open_space(client, name) for name in names))
 
 
 def open_space(client: Client, name: str) -> Space:

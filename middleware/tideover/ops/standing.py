@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +16,7 @@ from tideover.core.pacing import rate
 from tideover.ops.access import Operator, Space, reaching
 from tideover.settings import Settings
 from tideover.store.account import Account
-from tideover.store.backlog import HeldFacts, HeldSet
+from tideover.store.backlog import HeldFacts
 
 MOST_READ = 10_000
 """Facts read of one held set to tell reasons apart; of the rest only the number is told."""
@@ -103,7 +103,7 @@ class Bypass:
 
     who: str
     why: str | None
-    since_at: float
+    since_at: float | None
     until_at: float | None
 
 
@@ -149,7 +149,7 @@ def standing(space: Space, settings: Settings, now: float) -> Standing:
     return Standing(
         namespace=space.name,
         asked_at=now,
-        mode="bypass" if bypass is not None else " and ".join(modes) or None,
+        mode="bypass" if bypass is not None else (" and ".join(modes) if modes else None),
         bypass=bypass,
         accepted=account.accepted,
         queued=account.queued,
@@ -165,7 +165,7 @@ def standing(space: Space, settings: Settings, now: float) -> Standing:
         tasks=tasks_of(space),
         workers=workers,
         strangers=tuple(id for id in sorted(heartbeats) if id not in known and space.backlog.fetched(id, lanes) > 0),
-        held_groups=tuple(group for held in space.backlog.held_sets() for group in groups_of(space, held)),
+        held_groups=tuple(groups_of(space)),
         counters=dict(sorted(space.registry.counters().items())),
     )
 
@@ -183,13 +183,18 @@ def breaker_status(key: str, breaker: Breaker, settings: Settings, now: float) -
         key=key,
         state=breaker.state,
         generation=breaker.generation,
-        since_at=breaker.since or None,  # 0 stands for never in the store
-        opened_at=breaker.opened_at or None,
+        since_at=instant(breaker.since),
+        opened_at=instant(breaker.opened_at),
         why=breaker.why,
         throttled_until_at=breaker.throttled_until if breaker.throttled_until > now else None,
         next_probe_at=breaker.since + probe_wait_s(breaker, settings.breaker.policy()) if probes else None,
         pace=rate(breaker, now=now, policy=settings.drain.policy()),
     )
+
+
+def instant(at: float) -> float | None:
+    """In the store 0 stands for never."""
+    return None if at == 0 else at
 
 
 def tasks_of(space: Space) -> tuple[TaskStatus, ...]:
@@ -232,27 +237,29 @@ def bypass_of(space: Space) -> Bypass | None:
     facts = space.registry.bypass()
     if facts is None:
         return None
-    until_ms = facts["until_ms"]
-    until_at = None if until_ms is None else until_ms / 1000
-    return Bypass(who=facts["who"], why=facts["why"], since_at=facts["since_ms"] / 1000, until_at=until_at)
+    since_at, until_at = (None if facts.get(name) is None else facts[name] / 1000 for name in ("since_ms", "until_ms"))
+    return Bypass(who=facts["who"], why=facts.get("why"), since_at=since_at, until_at=until_at)
 
 
-def groups_of(space: Space, held: HeldSet) -> Iterator[HeldGroup]:
-    """What waits in one held set, by reason; what was not read, or has no facts, as a group without one."""
-    size = space.backlog.size(held)
-    read = list(islice(space.backlog.browse(held), MOST_READ))
-    for reason in sorted(Counter(facts.reason for facts in read)):
-        yield group_of(held, reason, [facts for facts in read if facts.reason == reason])
-    if size > len(read):
-        yield HeldGroup(
-            waits_for=held.breaker_keys, reason=None, jobs=size - len(read), critical=0, oldest_at=None, next_expiry_at=None
-        )
+def groups_of(space: Space) -> Iterator[HeldGroup]:
+    """What is held, by wait key and reason; what was not read, or has no facts, as a group without a reason."""
+    sizes: dict[tuple[str, ...], int] = defaultdict(int)
+    read: dict[tuple[str, ...], list[HeldFacts]] = defaultdict(list)
+    for held in space.backlog.held_sets():
+        sizes[held.breaker_keys] += space.backlog.size(held)
+        read[held.breaker_keys] += islice(space.backlog.browse(held), MOST_READ)
+    for wait_key, jobs in read.items():
+        for reason in sorted({facts.reason for facts in jobs}):
+            yield group_of(wait_key, reason, [facts for facts in jobs if facts.reason == reason])
+        unread = sizes[wait_key] - len(jobs)
+        if unread > 0:
+            yield HeldGroup(waits_for=wait_key, reason=None, jobs=unread, critical=0, oldest_at=None, next_expiry_at=None)
 
 
-def group_of(held: HeldSet, reason: Reason, jobs: list[HeldFacts]) -> HeldGroup:
+def group_of(wait_key: tuple[str, ...], reason: Reason, jobs: list[HeldFacts]) -> HeldGroup:
     expiries = [facts.expires_ms for facts in jobs if facts.expires_ms is not None]
     return HeldGroup(
-        waits_for=held.breaker_keys,
+        waits_for=wait_key,
         reason=reason,
         jobs=len(jobs),
         critical=sum(facts.criticality == "critical" for facts in jobs),

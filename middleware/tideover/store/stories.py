@@ -64,6 +64,15 @@ class Stories:
         found = (self.client.hscan_iter(key, match=starting(prefix), count=SCAN) for key in self._days())
         return {text(job_id) for day_of in found for job_id, _ in day_of}
 
+    def everything(self) -> dict[str, list[Line]]:
+        """All stories by job id, lines oldest first: for a look at a whole run, not at one job."""
+        found: dict[str, list[Line]] = {}
+        for key in self._days():
+            for job_id, raw in self.client.hgetall(key).items():
+                lines = (Line.decode(text(job_id), line) for line in text(raw).splitlines())
+                found.setdefault(text(job_id), []).extend(lines)
+        return {job_id: sorted(lines, key=lambda line: line.at) for job_id, lines in found.items()}
+
     def _days(self) -> list[str]:
         now = datetime.fromtimestamp(clock.now(), UTC)
         return [self.keys.stories(day((now - timedelta(days=back)).timestamp())) for back in range(DAYS + 1, -1, -1)]

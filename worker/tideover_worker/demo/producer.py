@@ -10,8 +10,8 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import dramatiq
 
@@ -20,10 +20,6 @@ from tideover_worker.demo.story import PlannedJob
 from tideover_worker.demo.tasks import reply, summary
 
 TASKS = {"reply": reply, "summary": summary}
-
-
-def write_plan(path: Path, jobs: Sequence[PlannedJob]) -> None:
-    path.write_text(json.dumps([astuple(job) for job in jobs]), encoding="utf-8")
 
 
 def send_all(jobs: Sequence[PlannedJob]) -> None:
@@ -38,7 +34,8 @@ def send_all(jobs: Sequence[PlannedJob]) -> None:
 
 def main(path: Path) -> None:
     jobs = [PlannedJob(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    dramatiq.get_broker().client.ping()
+    broker: Any = dramatiq.get_broker()
+    broker.client.ping()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     if sys.stdin.readline():

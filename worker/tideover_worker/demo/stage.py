@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import Event
@@ -25,7 +25,6 @@ from tideover.store.keys import Keys
 from tideover.store.registry import Registry
 from tideover.testing.ledger import Call
 from tideover_worker import embedded
-from tideover_worker.demo.producer import write_plan
 from tideover_worker.demo.story import FALLBACK_MODELS, Story
 
 PRIMARY, FALLBACK = "anthropic", "openai"
@@ -61,7 +60,8 @@ class Interruption:
 
     def listen(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._hear)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._hear)
 
     def sleep(self, seconds: float) -> None:
         """Sleeps, at most until a signal comes; raises `Interrupted` if one came."""
@@ -154,7 +154,9 @@ class Stage:
 
     def begin(self) -> None:
         """The first second of the story: the provider's phases and the arrivals start together."""
-        self.ask(PRIMARY, "POST", "/__control", {"play": [asdict(phase) for phase in self.story.phases]})
+        self.ask(
+            PRIMARY, "POST", "/__control", {"play": [{**vars(phase), "mix": dict(phase.mix)} for phase in self.story.phases]}
+        )
         said = self._children["producer"].process.stdin
         assert said is not None
         said.write("go\n")
@@ -195,7 +197,8 @@ class Stage:
         self.control_urls = urls["control_urls"]
         self._write_settings(urls["base_urls"])
         self._start("workers", "-m", "dramatiq", "tideover_worker.demo.tasks", "-p", str(self.processes), "-t", str(THREADS))
-        write_plan(self.folder / "plan.json", self.story.jobs)
+        plan = json.dumps([astuple(job) for job in self.story.jobs])
+        (self.folder / "plan.json").write_text(plan, encoding="utf-8")
         self._start("producer", "-m", "tideover_worker.demo.producer", "plan.json").first_line(self.interruption)
         self._wait_for("the workers", lambda: len(Registry(self.client, self.keys).workers()) >= self.processes)
 

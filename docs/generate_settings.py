@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes docs/settings.md from the settings themselves: `python docs/generate_settings.py`. A test says when it is out of date."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from textwrap import dedent
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tideover import settings
+from tideover.core import policy
+
+PAGE = Path(__file__).with_name("settings.md")
+HEAD = """# Settings
+
+`tideover.toml` is found from the working directory upwards, or named by `TIDEOVER_CONFIG`. A variable `TIDEOVER_<KEY>` overrides a key; a
+dot becomes two underscores: `TIDEOVER_BREAKER__WINDOW_S=20`. Unknown keys and wrong values are errors that name the key. `tideover config show`
+prints what is in force, and where each value came from. Credentials are named, never written here: by variable (`api_key_env`) or file
+(`api_key_file`). Written by `docs/generate_settings.py`; a test keeps it true.
+"""
+TABLES: tuple[tuple[str, type[BaseModel], type[object] | None], ...] = (
+    ("", settings.Settings, None),
+    ("routes.NAME", settings.RouteSettings, None),
+    ("breaker", settings.BreakerSettings, policy.BreakerPolicy),
+    ("drain", settings.DrainSettings, policy.PacePolicy),
+    ("worker", settings.WorkerSettings, None),
+)
+WORDS = {
+    "redis_url": "Where jobs are kept: `redis://`, `rediss://`, `unix://`, or `embedded` for the private server below `.tideover/`",
+    "namespace": "Prefix of all keys; dramatiq's own. A hash tag (`{shop}`) keeps them on one node of a cluster",
+    "mode": "`act`; `observe` decides and logs but lets every job run; `bypass` decides nothing",
+    "kind": "`anthropic` (the Messages API, at any base_url) or `openai-compatible` (chat completions; text only)",
+    "base_url": "The endpoint; needed for `openai-compatible`",
+    "api_key_env": "The variable that holds the key. The first route takes `ANTHROPIC_API_KEY` when none is named",
+    "api_key_file": "The file that holds the key",
+    "models": "The model that a task asks for, and this route's name for it. An `anthropic` route without any passes names on",
+    "max_in_flight": "Calls at once over this route, in each process",
+    "timeout_s": "The longest wait for bytes of an answer",
+    "window_s": "Calls of so many seconds are judged together",
+    "min_calls": "Fewer calls than this in the window open nothing",
+    "failure_ratio": "The share of failed calls that opens the breaker",
+    "probe_max_s": "The longest wait between two probes",
+    "start_rate": "Jobs per second at the beginning of a recovery",
+    "max_rate": "Jobs per second at most",
+    "double_s": "The pace doubles in so many seconds",
+}
+
+
+def docs_of(model: type[object]) -> dict[str, str]:
+    """The string below each field, as the source has it."""
+    body = ast.parse(dedent(inspect.getsource(model))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+            found[field.target.id] = " ".join(ast.literal_eval(after.value).split())
+    return found
+
+
+def allowed(field: FieldInfo) -> str:
+    limits = ((sign, getattr(mark, name, None)) for mark in field.metadata for name, sign in (("ge", "≥"), ("le", "≤")))
+    return ", ".join(f"{sign} {limit:,}" for sign, limit in limits if limit is not None)
+
+
+def row(name: str, field: FieldInfo, words: str) -> str:
+    if isinstance(field.default, BaseModel):
+        return ""
+    stated = not field.is_required() and field.default_factory is None and field.default is not None
+    default = f"`{field.default}`" if stated else ""
+    return f"| `{name}` | {default} | {allowed(field)} | {words.rstrip('.')} |\n"
+
+
+def page() -> str:
+    parts = [HEAD]
+    for table, model, source in TABLES:
+        words = docs_of(model) | (docs_of(source) if source else {}) | WORDS
+        parts.append(f"\n## `[{table}]`\n\n" if table else "\n## Top level\n\n")
+        parts.append("| key | default | allowed | what it does |\n|---|---|---|---|\n")
+        parts += [row(name, field, words.get(name, "")) for name, field in model.model_fields.items() if name != "routes"]
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

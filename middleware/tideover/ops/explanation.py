@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One job: what happened to it, where it is now, what would free it and when that is expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tideover.core.job import CRITICAL_SUFFIX, ENDS, Criticality, End
+from tideover.ops.access import Operator, Space, find_job, reaching
+from tideover.ops.standing import BreakerStatus, breaker_status, workers_of
+from tideover.ops.values import about, counted
+from tideover.settings import Settings
+from tideover.store.backlog import HeldFacts, HeldSet
+from tideover.store.stories import Line
+
+LOOKS = 5
+"""A job that is in no place may just be on its way; so often we look before we say that it is lost."""
+
+Where = Literal["queued", "running", "held", "ended", "lost"]
+
+
+WHY = {
+    "outage": "no route that it may use is up",
+    "pace": "the pace had no room for it",
+    "failed": "its own call failed before a breaker opened",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """One line of a job's story; `facts` are what `words` says, for programs."""
+
+    told_at: float
+    event: str
+    words: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """A breaker that frees the job once it lets go; `expected_at` None: nobody can tell."""
+
+    breaker: str
+    state: str
+    words: str
+    expected_at: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """`end` is None while the job lives, and when nobody wrote down how it ended."""
+
+    id: str
+    namespace: str
+    asked_at: float
+    state: Where
+    end: End | None
+    task: str | None
+    criticality: Criticality | None
+    lane: str | None
+    reason: str | None
+    since_at: float | None
+    expires_at: float | None
+    ahead: int | None
+    story: tuple[Told, ...]
+    ways: tuple[Way, ...]
+    hindrances: tuple[str, ...]
+
+
+def explain(operator: Operator, asked: str) -> Explanation:
+    """Where the job of this id (or of its first characters) is, why, since when, and what would free it.
+
+    Raises:
+      JobNotFound: nothing is known of it, or the characters stand for several jobs.
+    """
+    with reaching(operator.settings):
+        now = operator.now()
+        space, job_id = find_job(operator, asked)
+        where, lane, held = locate(space, job_id)
+        lines = tuple({line.encode(): line for line in space.stories.of(job_id)}.values())  # a second hold says enqueued again
+        first, last = (lines[0].facts, lines[-1]) if lines else ({}, None)
+        ended = last is not None and where == "ended" and last.event in ENDS
+        return Explanation(
+            id=job_id,
+            namespace=space.name,
+            asked_at=now,
+            state=where,
+            end=next(end for end in ENDS if last is not None and end == last.event) if ended else None,
+            task=first.get("task") if held is None else held.task,
+            criticality=first.get("criticality") if held is None else held.criticality,
+            lane=lane,
+            reason=None if held is None else held.reason,
+            since_at=held.held_ms / 1000 if held is not None else (last.at if last is not None and ended else None),
+            expires_at=None if held is None or held.expires_ms is None else held.expires_ms / 1000,
+            ahead=None if held is None else space.backlog.ahead(set_of(held), held.redis_id),
+            story=tuple(Told(told_at=line.at, event=line.event, words=in_words(line), facts=line.facts) for line in lines),
+            ways=() if held is None else ways_out(space, held, operator.settings, now),
+            hindrances=hindrances(space, lane, operator.settings, now),
+        )
+
+
+def locate(space: Space, job_id: str) -> tuple[Where, str | None, HeldFacts | None]:
+    """Its place, its lane and, while it is held, its facts."""
+    for _ in range(LOOKS):
+        place = space.backlog.place(job_id)
+        if place is None:
+            return "ended", None, None
+        where, held = space.backlog.whereabouts(*place)
+        if where is not None:
+            return where, place[0], held
+    return "lost", place[0], None
+
+
+def set_of(held: HeldFacts) -> HeldSet:
+    return HeldSet(held.queue, held.wait_key)
+
+
+def ways_out(space: Space, held: HeldFacts, settings: Settings, now: float) -> tuple[Way, ...]:
+    """What each breaker that it waits for needs to let it go; any one of them will do."""
+    before = space.backlog.ahead(set_of(held), held.redis_id)
+    ahead = 0 if before is None else before
+    if space.registry.bypass() is not None:
+        pace = settings.drain.max_rate
+        return (Way(breaker="any", state="bypass", words=f"tideover is bypassed; {turn(ahead, pace)}", expected_at=now),)
+    states = space.breakers.read(held.breaker_keys)
+    return tuple(way_out(breaker_status(key, states[key], settings, now), ahead, settings, now) for key in states)
+
+
+def way_out(breaker: BreakerStatus, ahead: int, settings: Settings, now: float) -> Way:
+    why = f" ({breaker.why})" if breaker.why else ""
+    expected_at: float | None = None
+    match breaker.state:
+        case "open" if breaker.next_probe_at is not None:
+            expected_at = max(now, breaker.next_probe_at)
+            words = f"is open{why}; next probe in {about(expected_at - now)}, {settings.breaker.probes} must succeed in a row"
+        case "open" | "half-open":
+            expected_at = now
+            words = f"is being probed now{why}; {settings.breaker.probes} probes must succeed in a row"
+        case _ if breaker.throttled_until_at is not None:
+            expected_at = breaker.throttled_until_at
+            words = f"asked for quiet for {about(expected_at - now)} more; {counted(ahead, 'job')} go before this one"
+        case "closed" | "recovering":
+            expected_at = now + (ahead + 1) / breaker.pace
+            words = f"is {breaker.state}; {turn(ahead, breaker.pace)}"
+    return Way(breaker=breaker.key, state=breaker.state, words=words, expected_at=expected_at)
+
+
+def turn(ahead: int, pace: float) -> str:
+    return f"{counted(ahead, 'held job')} before this one, released at {pace:.0f} jobs/s"
+
+
+def hindrances(space: Space, lane: str | None, settings: Settings, now: float) -> tuple[str, ...]:
+    """What else keeps a live job from going on."""
+    if lane is None:
+        return ()
+    alive = [worker for worker in workers_of(space, settings, now) if not worker.silent]
+    queue = base(lane)
+    if not alive:
+        return ("no worker is alive, so nothing is probed, released or run",)
+    if not any(base(name) == queue for worker in alive for name in worker.queues):
+        return (f"no worker that is alive takes jobs of the queue {queue}",)
+    return ()
+
+
+def base(lane: str) -> str:
+    """The queue as the task names it.
+
+    >>> base("default.critical.DQ")
+    'default'
+    """
+    return lane.removesuffix(".DQ").removesuffix(CRITICAL_SUFFIX)
+
+
+def in_words(line: Line) -> str:
+    """What happened, for a reader. Events that a later version tells are named as they are."""
+    facts = line.facts
+    served = f", served by {', '.join(facts['served'])}" if facts.get("served") else ""
+    match line.event:
+        case "enqueued":
+            return f"enqueued as {facts.get('criticality')}"
+        case "held":
+            detail = f"; last failure: {facts['detail']}" if facts.get("detail") else ""
+            why = WHY.get(facts["reason"], facts["reason"])
+            return f"held ({facts['reason']}): {why}; waits for {' or '.join(facts['waits_for'])}{detail}"
+        case "released" if facts.get("by") == "hand":
+            forced, reason = ("by force " if facts.get("forced") else ""), facts.get("reason")
+            return f"released {forced}by {facts.get('who')}{'' if reason is None else f': {reason}'}"
+        case "released":
+            return f"released by {facts.get('by')} after {about(facts.get('held_s', 0))}"
+        case "expired":
+            return f"expired{' while held' if facts.get('while') == 'held' else ''}; no call was made after that"
+        case "failed":
+            return f"failed for good{served}; it is kept with the dead letters for 7 days"
+        case event:
+            return f"{event}{served}"

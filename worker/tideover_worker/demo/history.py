@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The states that breakers went through in a run, and what follows from them at any instant."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tideover.core.breaker import Breaker, State
+from tideover.store.breakers import Breakers
+from tideover.store.client import FAILED
+
+LISTEN_S = 0.2
+DOWN: frozenset[State] = frozenset({"open", "half-open"})
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A breaker's change of state at unix time `at` (Redis' clock), and the failure that it remembers."""
+
+    at: float
+    key: str
+    was: State
+    state: State
+    generation: int
+    why: str
+
+
+class History:
+    """Moves by breaker, in order. A breaker starts closed."""
+
+    def __init__(self) -> None:
+        self.moves: dict[str, list[Move]] = defaultdict(list)
+        self.now: dict[str, Breaker] = {}
+
+    def see(self, key: str, breaker: Breaker) -> None:
+        """Notes a reading; a breaker that has not moved since the last one adds nothing."""
+        before = self.now.get(key, Breaker())
+        self.now[key] = breaker
+        if (before.state, before.generation) != (breaker.state, breaker.generation):
+            move = Move(breaker.since, key, before.state, breaker.state, breaker.generation, breaker.why)
+            self.moves[key].append(move)
+
+    def all_moves(self) -> list[Move]:
+        return sorted((move for moves in self.moves.values() for move in moves), key=lambda move: move.at)
+
+    def outages(self, key: str) -> list[tuple[float, float]]:
+        """From when to when the breaker let nothing but probes through; the last may have no end (inf)."""
+        spans: list[tuple[float, float]] = []
+        since: float | None = None
+        for move in self.moves.get(key, ()):
+            if move.state in DOWN and since is None:
+                since = move.at
+            elif move.state not in DOWN and since is not None:
+                spans.append((since, move.at))
+                since = None
+        return spans if since is None else [*spans, (since, math.inf)]
+
+    def down_since(self, key: str, at: float) -> float | None:
+        """For how many seconds the breaker had been down at this instant; None: it was not."""
+        return next((at - start for start, end in self.outages(key) if start <= at < end), None)
+
+    def usable_throughout(self, keys: Iterable[str], start: float, end: float) -> list[str]:
+        """Those of these breakers that let calls through during the whole span."""
+        return [key for key in keys if not any(begin < end and until > start for begin, until in self.outages(key))]
+
+
+class Historian:
+    """Follows the breakers' news from a thread of its own."""
+
+    def __init__(self, breakers: Breakers) -> None:
+        self.breakers, self.history = breakers, History()
+        self.failure: Exception | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="tideover-demo-history", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.look()
+
+    def look(self) -> None:
+        for key, breaker in self.breakers.read(self.breakers.keys_known()).items():
+            self.history.see(key, breaker)
+
+    def _follow(self) -> None:
+        news: Any = self.breakers.listen()
+        try:
+            while not self._stop.is_set():
+                news.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
+                self.look()
+        except FAILED as error:
+            self.failure = error
+        finally:
+            news.close()
