@@ -51,6 +51,8 @@ class Attempt:
     hold: Hold | None = None
     model: str | None = None
     """The model of its latest call, as the task names it."""
+    unfit: set[str] = field(default_factory=set)
+    """Routes that could not carry what was asked of them."""
     detail: str = ""
     """The last failure, in a few words, for the job's story."""
     served: list[Served] = field(default_factory=list)

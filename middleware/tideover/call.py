@@ -16,7 +16,7 @@ from tideover import clock, events
 from tideover.attempt import Attempt, HoldSignal, Served, current
 from tideover.core.admission import Expire, Hold, Reroute, Run, Verdict, decide
 from tideover.core.outcome import Outcome
-from tideover.core.route import BUSY, breaker_key
+from tideover.core.route import BUSY, Hop, Permit, breaker_key
 from tideover.errors import JobExpired, ProviderError
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def plan(attempt: Attempt, model: str) -> Plan:
                     return tried
                 else:
                     last, refused[route] = tried, tried.outcome.why
+                    if tried.outcome.kind == "caller":
+                        attempt.unfit.add(route)
             case Hold():
                 pause_s = next(patience, None) if waits_in_place(attempt, verdict) else 0.0
                 if pause_s is None and last is not None:
@@ -133,13 +135,20 @@ def once(step: Try) -> Plan:
 
 def verdict_now(attempt: Attempt, model: str, refused: dict[str, str]) -> Verdict:
     """The verdict on the next call. In observe mode it is only told, and the primary is called."""
-    chain = attempt.health.chain(attempt.job, model, refused)
-    verdict = decide(attempt.job, chain, now=clock.now(), permit=attempt.permit)
+    chain = attempt.health.chain(attempt.job, model, refused, attempt.unfit)
+    verdict = decide(attempt.job, chain, now=clock.now(), permit=permit_for(attempt, chain[0]))
     if attempt.health.mode == "observe" and not isinstance(verdict, Run):
         would = f"reroute to {verdict.route}" if isinstance(verdict, Reroute) else type(verdict).__name__.lower()
         events.verdict_observed(attempt.job.id, attempt.job.task, would)
         return Run(chain[0].route)
     return verdict
+
+
+def permit_for(attempt: Attempt, primary: Hop) -> Permit | None:
+    """The job's permit. One that has had an answer goes on while its route recovers: to start it again would cost that call."""
+    if attempt.permit is None and attempt.served and primary.breaker.state == "recovering":
+        return Permit(primary.key, primary.breaker.generation)
+    return attempt.permit
 
 
 def try_route(

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tideover import clock, events
 from tideover.attempt import Attempt
-from tideover.core.admission import Hold
+from tideover.core.admission import Hold, hold_for_any
 from tideover.core.breaker import CLOSED, Breaker, Transition, judge
 from tideover.core.job import Job
 from tideover.core.outcome import Outcome, of_task_error
@@ -70,14 +70,17 @@ class Health:
     def view(self, key: str) -> Breaker:
         return self.views.get(key, CLOSED)
 
-    def chain(self, job: Job, model: str, refused: Mapping[str, str]) -> tuple[Hop, ...]:
-        """The job's routes for one model, primary first, each with its breaker and the reason that rules it out, if any."""
+    def chain(self, job: Job, model: str, refused: Mapping[str, str], unfit: Container[str] = ()) -> tuple[Hop, ...]:
+        """The job's routes for one model, primary first, each with its breaker and the reason that rules it out, if any.
+
+        `unfit` routes could not carry the request at all, so that there is no point in waiting for them.
+        """
         hops = []
         for name in job.routes:
             key = breaker_key(name, model)
             serves = self.settings.route(name).model(model) is not None
             why = refused.get(name) if serves else f"it has no model for {model}"
-            hops.append(Hop(name, key, self.view(key), why, serves))
+            hops.append(Hop(name, key, self.view(key), why, serves and name not in unfit))
         return tuple(hops)
 
     def report(self, key: str, generation: int, outcome: Outcome, job_id: str) -> None:
@@ -105,7 +108,7 @@ class Health:
             return None
         attempt.detail = outcome.why
         waits_for = hops if attempt.job.may_reroute else hops[:1]
-        return Hold(tuple(hop.key for hop in waits_for), "failed", hops[0].breaker.generation)
+        return hold_for_any(waits_for, "failed")
 
     @contextmanager
     def when_open(self, key: str, tell: Callable[[], object]) -> Iterator[None]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.errors import RateLimitExceeded, Retry
-from dramatiq.middleware import Middleware, SkipMessage, TimeLimit, TimeLimitExceeded
+from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage, TimeLimit, TimeLimitExceeded
 from dramatiq.worker import Worker, WorkerThread, _WorkQueueItem
 
 from tideover import clock
@@ -87,10 +87,9 @@ class Hooks:
     def _call(self, middleware: Middleware, hook: str, message: MessageProxy, **kwargs: Any) -> None:
         try:
             getattr(middleware, hook)(self.broker, message, **kwargs)
-        except SkipMessage:
-            if hook.startswith("before_"):
+        except Exception as error:
+            if isinstance(error, MiddlewareError) and hook.startswith("before_"):
                 raise
-        except Exception:
             self.broker.logger.critical("Unexpected failure in %s of %r.", hook, middleware, exc_info=True)
 
 

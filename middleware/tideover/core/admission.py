@@ -35,7 +35,7 @@ class Reroute:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """`wait_key`: the breakers any of which frees the job."""
+    """`wait_key`: the breakers any of which frees the job. `generation`: the sum of theirs; it moves when any of them does."""
 
     wait_key: tuple[str, ...]
     reason: Reason
@@ -79,4 +79,9 @@ def decide(job: Job, chain: Sequence[Hop], *, now: float, permit: Permit | None 
             return Run(hop.route) if hop is chain[0] else Reroute(hop.route)
     waits_for = [hop for hop, _ in ready if hop.serves or hop is chain[0]]
     reason: Reason = "pace" if any(answer == "pace" for _, answer in ready) else "outage"
-    return Hold(tuple(hop.key for hop in waits_for), reason, waits_for[0].breaker.generation)
+    return hold_for_any(waits_for, reason)
+
+
+def hold_for_any(hops: Sequence[Hop], reason: Reason) -> Hold:
+    """A hold that the breaker of any of these hops frees."""
+    return Hold(tuple(hop.key for hop in hops), reason, sum(hop.breaker.generation for hop in hops))

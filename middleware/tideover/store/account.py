@@ -11,8 +11,6 @@ from tideover.core.job import ENDS, End
 from tideover.store.client import Client, Scripts, pairs, text
 from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
 
-READS = 20
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueCount:
@@ -91,17 +89,17 @@ class Ledger:
         return bool(self.scripts.run("settle-8", keys, [redis_id, job_id, end, int(keep)]))
 
     def read(self) -> Account:
-        """The account at one instant: read again when a worker or a queue came or went meanwhile."""
-        workers: list[str] = []
-        queues: list[str] = []
-        held_sets: list[str] = []
-        for _ in range(READS):
-            answer = self._read(workers, queues, held_sets)
-            seen = [sorted(map(text, part)) for part in answer[1:4]]
-            if seen == [workers, queues, held_sets]:
-                return self._account(answer, queues, workers, held_sets)
-            workers, queues, held_sets = seen
-        return self._account(answer, queues, workers, held_sets)
+        """The account at one instant: read again while that instant knows a worker, a queue or a held set that was not counted.
+
+        One that is gone by then is counted all the same, and is empty; so the names only grow, and the reading comes to an end.
+        """
+        asked: list[list[str]] = [[], [], []]
+        while True:
+            answer = self._read(*asked)
+            known = [sorted({*names, *map(text, now)}) for names, now in zip(asked, answer[1:4], strict=True)]
+            if known == asked:
+                return self._account(answer, *asked)
+            asked = known
 
     def _read(self, workers: list[str], queues: list[str], held_sets: list[str]) -> Any:
         k = self.keys
@@ -112,7 +110,7 @@ class Ledger:
         keys = [k.account, k.heartbeats, k.queues, k.held_sets, *lists, *sets, *zsets]
         return self.scripts.run("account-n", keys, [len(lists), len(sets)])
 
-    def _account(self, answer: Any, queues: list[str], workers: list[str], held_sets: list[str]) -> Account:
+    def _account(self, answer: Any, workers: list[str], queues: list[str], held_sets: list[str]) -> Account:
         counters = pairs(answer[0])
         listed, taken, held = ([int(n) for n in part] for part in answer[4:7])
         counts: dict[str, QueueCount] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from tideover.core.breaker import CLOSED, Breaker, State, Transition, Window, generation_after
@@ -60,7 +61,7 @@ class Breakers:
             "" if generation is None else generation,
             ok,
             failed,
-            int(window_s),
+            ceil(window_s),
             why,
             int(quiet_s * 1000),
             k.news,

@@ -75,12 +75,12 @@ def text(value: Any) -> str:
 
 
 def starting(prefix: str) -> str:
-    r"""The pattern of SCAN for what begins so.
+    """The pattern of SCAN for what begins so.
 
-    >>> starting("0c4f"), starting("[*]")
-    ('0c4f*', '\\\\[\\\\*\\\\]*')
+    >>> starting("0c4f")
+    '0c4f*'
     """
-    return re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
+    return re.sub(r"([*?\[\\])", r"\\\1", prefix) + "*"
 
 
 def pairs(flat: Sequence[Any]) -> dict[str, str]:
