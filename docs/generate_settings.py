@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/settings.md from the settings themselves: `python docs/generate_settings.py`. A test says when it is out of date."""
+"""Writes docs/settings.md from the settings themselves: `python docs/generate_settings.py`. A test keeps it current."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tideover.core import policy
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
-`tideover.toml` is found from the working directory upwards, or named by `TIDEOVER_CONFIG`. A variable `TIDEOVER_<KEY>` overrides a key; a
-dot becomes two underscores: `TIDEOVER_BREAKER__WINDOW_S=20`. Unknown keys and wrong values are errors that name the key. `tideover config show`
-prints what is in force, and where each value came from. Credentials are named, never written here: by variable (`api_key_env`) or file
-(`api_key_file`). Written by `docs/generate_settings.py`; a test keeps it true.
+`tideover.toml` is found from the working directory upwards, or named by `TIDEOVER_CONFIG`. A variable `TIDEOVER_<KEY>`
+overrides a key; a dot becomes two underscores: `TIDEOVER_BREAKER__WINDOW_S=20`. Unknown keys and wrong values are errors that
+name the key. `tideover config show` prints what is in force, and where each value came from. Credentials are named, never written
+here: by variable (`api_key_env`) or file (`api_key_file`). Written by `docs/generate_settings.py`; a test keeps it true.
 """
 TABLES: tuple[tuple[str, type[BaseModel], type[object] | None], ...] = (
     ("", settings.Settings, None),
@@ -30,7 +30,7 @@ TABLES: tuple[tuple[str, type[BaseModel], type[object] | None], ...] = (
     ("worker", settings.WorkerSettings, None),
 )
 WORDS = {
-    "redis_url": "Where jobs are kept: `redis://`, `rediss://`, `unix://`, or `embedded` for the private server below `.tideover/`",
+    "redis_url": "Where jobs are kept: `redis://`, `rediss://`, `unix://`, or `embedded`, the private server in `.tideover/`",
     "namespace": "Prefix of all keys; dramatiq's own. A hash tag (`{shop}`) keeps them on one node of a cluster",
     "mode": "`act`; `observe` decides and logs but lets every job run; `bypass` decides nothing",
     "kind": "`anthropic` (the Messages API, at any base_url) or `openai-compatible` (chat completions; text only)",

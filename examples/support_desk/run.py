@@ -12,10 +12,9 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from tideover_worker import embedded
-
 from tideover import NotYet, status, wait_for_sync
-from tideover.testing import Fault, FakeProvider
+from tideover.testing import FakeProvider, Fault
+from tideover_worker import embedded
 
 HERE = Path(__file__).parent
 SOON = timedelta(seconds=60)
@@ -41,7 +40,9 @@ def main() -> None:
         config.write_text(SETTINGS.format(redis=redis, anthropic=anthropic.base_url, openai=openai.base_url))
         os.environ |= {"TIDEOVER_CONFIG": str(config), "ANTHROPIC_API_KEY": "a-key-for-the-fake"}
         with Path(folder, "worker.log").open("wb") as log:
-            worker = subprocess.Popen([sys.executable, "-m", "dramatiq", "tasks", "-p1", "-t4", "--path", str(HERE)], stderr=log)
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "dramatiq", "tasks", "-p1", "-t4", "--path", str(HERE)], stderr=log
+            )
         try:
             tell_the_story(anthropic)
         finally:
