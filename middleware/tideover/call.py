@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tideover.providers.wire import Tried
 
 PATIENCE_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Waits of a call whose job was released in this very breaker generation: it is not held in it a second time."""
+"""Waits of a call that failed while its breaker is not open: of a job that was released in this very generation, which is not
+held in it again, and of a critical one with a route that is up. Before the first, a probe tells whether that route is up."""
 
 BUSY_WAIT_S = 0.05
 MOST_BUSY_S = 2.0
@@ -48,7 +49,17 @@ class Wait:
     seconds: float
 
 
-Plan: TypeAlias = "Generator[Try | Wait, Tried | None, Tried]"
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask the route a one-token question; the answer is whether that failed."""
+
+    route: str
+    model: str
+
+
+Step: TypeAlias = Try | Wait | Probe
+Said: TypeAlias = "Tried | bool | None"
+Plan: TypeAlias = "Generator[Step, Said, Tried]"
 
 
 def claude() -> Anthropic:
@@ -112,15 +123,21 @@ def plan(attempt: Attempt, model: str) -> Plan:
                 elif is_final(tried, route == primary) or health.mode != "act":
                     return tried
                 else:
-                    last, refused[route] = tried, tried.outcome.why
+                    last = tried
+                    if tried.outcome.kind != "throttle":  # that shows in the breaker, as quiet until
+                        refused[route] = tried.outcome.why
                     if tried.outcome.kind == "caller":
                         attempt.unfit.add(route)
             case Hold():
-                pause_s = next(patience, None) if waits_in_place(attempt, verdict) else 0.0
-                if pause_s is None and last is not None:
+                released = was_released(attempt, verdict)
+                insist_on = attempt.job.routes[0] if released else route_that_is_up(attempt, model)
+                pause_s = None if insist_on is None else next(patience, None)
+                if pause_s is None and released and last is not None:
                     return last
-                if not pause_s:
+                if insist_on is None or pause_s is None:
                     hold(attempt, verdict)
+                if pause_s == PATIENCE_S[0] and last is not None and (yield from is_down(insist_on, model, last)):
+                    continue
                 refused.clear()
                 yield Wait(pause_s)
             case Expire():
@@ -129,7 +146,7 @@ def plan(attempt: Attempt, model: str) -> Plan:
 
 def once(step: Try) -> Plan:
     tried = yield step
-    assert tried is not None
+    assert not isinstance(tried, bool | None)
     return tried
 
 
@@ -151,9 +168,7 @@ def permit_for(attempt: Attempt, primary: Hop) -> Permit | None:
     return attempt.permit
 
 
-def try_route(
-    attempt: Attempt, route: str, model: str, refused: dict[str, str]
-) -> Generator[Try | Wait, Tried | None, Tried | None]:
+def try_route(attempt: Attempt, route: str, model: str, refused: dict[str, str]) -> Generator[Step, Said, Tried | None]:
     """One call over one route, reported to its breaker; None when the route had no slot for it."""
     health, key = attempt.health, breaker_key(route, model)
     busy_until = clock.monotonic() + MOST_BUSY_S
@@ -169,7 +184,7 @@ def try_route(
         tried = yield Try(route, name, key if attempt.job.may_reroute and len(attempt.job.routes) > 1 else None)
     finally:
         health.free_slot(route)
-    assert tried is not None
+    assert not isinstance(tried, bool | None)
     tried.tell(lambda outcome: health.report(key, generation, outcome, attempt.job.id))
     if tried.outcome.kind == "ok":
         attempt.served.append(Served(route, name, tried.losses))
@@ -189,7 +204,22 @@ def is_final(tried: Tried, on_primary: bool) -> bool:
             return False
 
 
-def waits_in_place(attempt: Attempt, verdict: Hold) -> bool:
+def route_that_is_up(attempt: Attempt, model: str) -> str | None:
+    """A route that a job which may be rerouted could use by now, although calls of this attempt failed; None: there is none."""
+    chain = attempt.health.chain(attempt.job, model, {}, attempt.unfit)
+    match decide(attempt.job, chain, now=clock.now(), permit=attempt.permit):
+        case Run(route) | Reroute(route) if attempt.job.may_reroute:
+            return route
+        case _:
+            return None
+
+
+def is_down(route: str, model: str, last: Tried) -> Generator[Step, Said, bool]:
+    """Tells an outage from a request that only this job cannot get answered: a probe decides, and may open the breaker."""
+    return last.outcome.counts_as_failure and (yield Probe(route, model)) is True
+
+
+def was_released(attempt: Attempt, verdict: Hold) -> bool:
     """Whether this job was released in the generation that it would be held in: a hold is for once per generation."""
     permit = attempt.permit
     if permit is None or permit.forced:
@@ -223,7 +253,8 @@ def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
         attempt = bound or current.get()
         if attempt is None or not wire.is_message_call(request):
             return call_next(request)
-        steps, said = plan(attempt, request.json["model"]), None
+        steps: Plan = plan(attempt, request.json["model"])
+        said: Said = None
         while True:
             try:
                 step = steps.send(said)
@@ -233,6 +264,8 @@ def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
                 case Wait(seconds):
                     time.sleep(seconds)
                     said = None
+                case Probe(route, model):
+                    said = attempt.health.probe_fails(route, model)
                 case Try(route, model):
                     said = wire.call(route, model, request, call_next if route == attempt.job.routes[0] else None)
 
@@ -246,7 +279,8 @@ def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
         attempt = bound or current.get()
         if attempt is None or not wire.is_message_call(request):
             return await call_next(request)
-        steps, said = plan(attempt, request.json["model"]), None
+        steps: Plan = plan(attempt, request.json["model"])
+        said: Said = None
         while True:
             try:
                 step = steps.send(said)
@@ -256,6 +290,8 @@ def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
                 case Wait(seconds):
                     await asyncio.sleep(seconds)
                     said = None
+                case Probe(route, model):
+                    said = await asyncio.to_thread(attempt.health.probe_fails, route, model)
                 case Try(route, model, key):
                     call = wire.acall(route, model, request, call_next if route == attempt.job.routes[0] else None)
                     said = await (call if key is None else unless_opened(attempt, route, key, call))

@@ -15,7 +15,7 @@ from dramatiq.message import Message
 
 from tideover import clock, events
 from tideover.attempt import note_of
-from tideover.core.admission import Expire, Hold, decide
+from tideover.core.admission import Expire, Hold, decide, unless_one_runs
 from tideover.core.job import Criticality, End, Job, is_criticality
 from tideover.core.route import Permit
 from tideover.store.account import Ledger
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from tideover.health import Health
 
 FIRST_IDLE_S = 0.005
+
+NO_AGE_LIMIT_MS = 2**53
+"""In memory, for a job that was held: dramatiq's AgeLimit would count the outage. Its expiry still holds."""
 
 
 def stamp_of(message: Any) -> dict[str, Any]:
@@ -50,12 +53,11 @@ def told(verdict: Hold | Expire) -> str:
 
 
 def verdict_over_models(job: Job, health: Health, permit: Permit | None) -> Hold | Expire | None:
-    """The strictest verdict over the models that the job's task calls; None: nothing is known that speaks against running."""
+    """The verdict over the models that the job's task calls; None: nothing is known that speaks against running."""
     now = clock.now()
     if job.expires_at is not None and now >= job.expires_at:
         return Expire()
-    verdicts = (decide(job, health.chain(job, model, {}), now=now, permit=permit) for model in job.models)
-    return next((verdict for verdict in verdicts if isinstance(verdict, Hold)), None)
+    return unless_one_runs([decide(job, health.chain(job, model, {}), now=now, permit=permit) for model in job.models])
 
 
 class Gate:
@@ -113,18 +115,17 @@ class Gate:
                 self._tell_held(done)
 
     def settle(self, queue: str, message: MessageProxy, end: End) -> None:
-        """Ends a fetched message in the account; this is its acknowledgement."""
+        """Ends a fetched message in the account; this is its acknowledgement. Its story comes first: a waiter reads it."""
+        note = note_of(message)
+        attempt = note.attempt
+        if end in ("expired", "failed") or note.permit is not None or (attempt is not None and attempt.rerouted):
+            served = [] if attempt is None else [f"{served.route}:{served.model}" for served in attempt.served]
+            self.tell(Line(message.message_id, clock.now(), end, {"task": message.actor_name, "served": served}))
         ours = self.ledger.settle(self.worker, queue, redis_id(message), message.message_id, end)
         if ours and end == "unexplained":
             events.job_end_unexplained(message.message_id, message.actor_name)
         if ours and end == "expired":
             events.job_expired(message.message_id, message.actor_name, queue)
-        note = note_of(message)
-        attempt = note.attempt
-        worth_telling = end in ("expired", "failed") or note.permit is not None or (attempt is not None and attempt.rerouted)
-        if ours and worth_telling:
-            served = [] if attempt is None else [f"{served.route}:{served.model}" for served in attempt.served]
-            self.tell(Line(message.message_id, clock.now(), end, {"task": message.actor_name, "served": served}))
 
     def tell(self, *lines: Line) -> None:
         """Adds to stories. They explain; they decide nothing, so failing to tell is no failure of the job."""
@@ -290,4 +291,5 @@ class GatedConsumer(Consumer):
         proxy = MessageProxy(message)
         if job.permit is not None:
             note_of(proxy).permit = Permit.parse(job.permit)
+            proxy.options["max_age"] = NO_AGE_LIMIT_MS
         return proxy

@@ -30,6 +30,7 @@ MOST_MODELS = 50
 """Models learned of one task: more are names made up at run time, not models."""
 QUIET_S = 2.0
 """The pause after a 429 that names none."""
+LEAST_QUIET_S = 0.5
 MOST_QUIET_S = 3600.0
 
 
@@ -86,7 +87,7 @@ class Health:
     def report(self, key: str, generation: int, outcome: Outcome, job_id: str) -> None:
         """Notes how a call ended, without any I/O. What was the caller's fault, or ours, says nothing of the provider."""
         if outcome.kind == "throttle":
-            quiet_s = QUIET_S if outcome.retry_after_s is None else min(outcome.retry_after_s, MOST_QUIET_S)
+            quiet_s = QUIET_S if outcome.retry_after_s is None else min(max(outcome.retry_after_s, LEAST_QUIET_S), MOST_QUIET_S)
             until = max(self.view(key).throttled_until, clock.now() + quiet_s)
             self.views = {**self.views, key: replace(self.view(key), throttled_until=until)}
             self._queue.append(Report(key, generation, False, "", job_id, quiet_s))
@@ -96,7 +97,8 @@ class Health:
     def hold_for(self, attempt: Attempt, error: Exception) -> Hold | None:
         """The hold for a provider's failure that left a job's function; None: it is the job's own failure.
 
-        A job that was released in this very generation is not held in it again: then the failure is its own.
+        A job that was released in this very generation is not held in it again. Then a probe decides, which takes a moment:
+        if it fails too the breaker opens, in a new generation; else the failure is the job's own.
         """
         if attempt.model is None or self.mode != "act":
             return None
@@ -104,9 +106,11 @@ class Health:
         hops = [hop for hop in self.chain(attempt.job, attempt.model, {}) if hop.serves]
         if not hops or not (outcome.counts_as_failure or outcome.kind == "throttle"):
             return None
-        if attempt.permit is not None and attempt.permit.covers(hops[0].key, hops[0].breaker):
-            return None
         attempt.detail = outcome.why
+        if attempt.permit is not None and attempt.permit.covers(hops[0].key, hops[0].breaker):
+            if not self.probe_fails(hops[0].route, attempt.model):
+                return None
+            hops = [hop for hop in self.chain(attempt.job, attempt.model, {}) if hop.serves]
         waits_for = hops if attempt.job.may_reroute else hops[:1]
         return hold_for_any(waits_for, "failed")
 
@@ -136,6 +140,23 @@ class Health:
     def free_slot(self, route: str) -> None:
         if (slots := self._slots.get(route)) is not None:
             slots.release()
+
+    def probe_fails(self, route: str, model: str) -> bool:
+        """Asks a route a one-token question, and opens its breaker if it does not answer."""
+        from tideover.providers import wire
+
+        outcome = wire.probe(route, model)
+        if not outcome.answered:
+            self.trip(breaker_key(route, model), outcome.why)
+        return not outcome.answered
+
+    def trip(self, key: str, why: str) -> None:
+        """Opens a breaker on the word of a call and a probe that failed: where few jobs run, the window would never fill."""
+        reading = self.breakers.report(key, self.policy.window_s)
+        if reading.breaker.state in ("closed", "recovering"):
+            self.move(key, reading.breaker, Transition("open", why))
+        else:
+            self._see({key: reading.breaker})
 
     def move(self, key: str, seen: Breaker, change: Transition) -> bool:
         """Makes a transition, unless another process was faster; says so in the log once for all."""

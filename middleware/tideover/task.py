@@ -17,6 +17,7 @@ from dramatiq.message import Message
 
 from tideover import clock
 from tideover.attempt import Attempt, Held, HoldSignal, current
+from tideover.core.admission import Hold
 from tideover.core.job import CRITICALITIES, Criticality, is_criticality, lane
 from tideover.errors import ConfigurationError, InvalidJob
 
@@ -195,10 +196,17 @@ def hold_in(error: BaseException | None) -> bool:
     return isinstance(error, HoldSignal)
 
 
-def leave(attempt: Attempt | None, error: BaseException | None) -> None:
-    """The task's edge: a hold anywhere below is a hold of the job; a provider's failure that nobody caught becomes one."""
-    if attempt is not None and attempt.hold is None and isinstance(error, Exception):
-        attempt.hold = attempt.health.hold_for(attempt, error)
+def hold_for(attempt: Attempt | None, error: BaseException) -> Hold | None:
+    """The hold that a failure of the function means, if it was a provider's and nobody caught it."""
+    if attempt is None or attempt.hold is not None or not isinstance(error, Exception):
+        return None
+    return attempt.health.hold_for(attempt, error)
+
+
+def leave(attempt: Attempt | None, error: BaseException | None, hold: Hold | None = None) -> None:
+    """The task's edge: a hold anywhere below is a hold of the job."""
+    if attempt is not None and attempt.hold is None:
+        attempt.hold = hold
     if hold_in(error) or (attempt is not None and attempt.hold is not None):
         if attempt is not None:
             attempt.message.options["store_results"] = False  # in memory only: `None` would be taken for the answer
@@ -215,7 +223,7 @@ def async_edge(fn: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            leave(current.get(), error)
+            leave(current.get(), error, await asyncio.to_thread(hold_for, current.get(), error))
             raise
         leave(current.get(), None)
         return result
@@ -229,7 +237,7 @@ def sync_edge(fn: Callable[..., R]) -> Callable[..., R]:
         try:
             result = fn(*args, **kwargs)
         except BaseException as error:
-            leave(current.get(), error)
+            leave(current.get(), error, hold_for(current.get(), error))
             raise
         leave(current.get(), None)
         return result

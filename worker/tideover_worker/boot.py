@@ -43,11 +43,13 @@ class Node:
     registry: Registry
     chores: tuple[Chore, ...]
     prober: Prober
+    shared: run.Shared
 
     def stop(self) -> None:
         for chore in self.chores:
             chore.stop()
         self.prober.stop()
+        self.shared.stop()
         self.gate.health.stop()
         if not any(self.gate.taken.values()):  # else the maintainer must find it, and give back what it had
             self.registry.remove_worker(self.gate.worker)
@@ -75,7 +77,7 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
     health.start()
     widen(worker, broker, tasks, config)
     vars(broker)["consume"] = partial(consumer, gate, {task.queue_name for task in tasks if task.coroutine is not None})
-    run.install(worker, gate)
+    shared = run.install(worker, gate)
     prober = Prober(health)
     chores = (
         Chore("drain", drain.EVERY_S, lambda: drain.turn(gate), Lease(broker.client, keys.lease("drain"), LEASE_S)),
@@ -90,7 +92,7 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
     )
     for chore in chores:
         chore.start()
-    return Node(gate, registry, chores, prober)
+    return Node(gate, registry, chores, prober, shared)
 
 
 def check(config: Settings, tasks: list[AITask[Any, Any]], client: Client) -> None:

@@ -6,10 +6,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from redis.exceptions import LockNotOwnedError
-
 from tideover import events
-from tideover.store.client import FAILED, Client, lease
+from tideover.store.client import FAILED, LEASE_LOST, Client, lease
 
 
 class Lease:
@@ -24,7 +22,7 @@ class Lease:
         if self._mine:
             try:
                 self._lock.reacquire()
-            except LockNotOwnedError:
+            except LEASE_LOST:
                 self._mine = False
         if not self._mine:
             self._mine = bool(self._lock.acquire(blocking=False))

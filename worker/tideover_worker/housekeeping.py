@@ -52,8 +52,10 @@ def expire(gate: Gate) -> None:
     now_ms = clock.now_ms()
     for held in gate.backlog.held_sets():
         late = [fact for fact in gate.backlog.due(held, now_ms) if fact.expires_ms is not None and fact.expires_ms <= now_ms]
-        ended = set(gate.backlog.expire(held, late)) if late else set()
+        if not late:
+            continue
+        gate.tell(*(Line(fact.job_id, clock.now(), "expired", {"task": fact.task, "while": "held"}) for fact in late))
+        ended = set(gate.backlog.expire(held, late))
         for fact in late:
             if fact.job_id in ended:
                 events.job_expired(fact.job_id, fact.task, fact.queue)
-                gate.tell(Line(fact.job_id, clock.now(), "expired", {"task": fact.task, "while": "held"}))

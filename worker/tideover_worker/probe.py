@@ -32,7 +32,8 @@ class Prober:
                 self._begin(key, view)
 
     def stop(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Waits for probes under way: each has its timeout."""
+        self._pool.shutdown(cancel_futures=True)
 
     def _begin(self, key: str, view: Breaker) -> None:
         route, model = split_key(key)
@@ -50,9 +51,8 @@ class Prober:
             view = self.health.view(key)
             for _ in range(self.health.policy.probes):
                 outcome = wire.probe(route, model)
-                answered = outcome.kind in ("ok", "throttle", "caller")
-                events.probe_answered(key, answered, outcome.why)
-                if not answered:
+                events.probe_answered(key, outcome.answered, outcome.why)
+                if not outcome.answered:
                     self.health.move(key, view, Transition("open", outcome.why))
                     return
                 self.health.report(key, view.generation, outcome, "probe")

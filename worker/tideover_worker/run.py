@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 import time
 from collections import deque
@@ -126,6 +127,14 @@ class Shared:
             time.sleep(POLL_S)
         for message in [*self.coroutines.empty(), *self.threads.empty()]:
             self.worker.consumers[message.queue_name].requeue_messages([message])
+
+    def stop(self) -> None:
+        """Ends the loop and closes what it used."""
+        self.pool.shutdown()
+        asyncio.run_coroutine_threadsafe(close_clients(), self.loop).result(timeout=CANCEL_S)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout=CANCEL_S)
+        self.loop.close()
 
 
 class Runner(WorkerThread):
@@ -269,6 +278,15 @@ class Runner(WorkerThread):
             left_s = None if timeout is None else max(0.0, timeout - (clock.monotonic() - started))
             grace_s = self.gate.health.settings.worker.shutdown_grace_s
             self.shared.finish_in_flight(grace_s if left_s is None else min(grace_s, left_s))
+
+
+async def close_clients() -> None:
+    """Closes the SDK's clients, if a job of this process ever used one."""
+    if "tideover.providers.wire" in sys.modules:
+        from tideover.providers import wire
+
+        await wire.aclose()
+        wire.close()
 
 
 def time_limit_s(broker: Broker, message: MessageProxy) -> float | None:

@@ -85,3 +85,16 @@ def decide(job: Job, chain: Sequence[Hop], *, now: float, permit: Permit | None 
 def hold_for_any(hops: Sequence[Hop], reason: Reason) -> Hold:
     """A hold that the breaker of any of these hops frees."""
     return Hold(tuple(hop.key for hop in hops), reason, sum(hop.breaker.generation for hop in hops))
+
+
+def unless_one_runs(verdicts: Sequence[Verdict]) -> Hold | None:
+    """The verdict for a job that may call any of several models: held while none of them could be called, freed by the first.
+
+    Which one it will call only its function knows, so the call itself is asked again. None: let it run.
+    """
+    holds = [verdict for verdict in verdicts if isinstance(verdict, Hold)]
+    if not holds or len(holds) < len(verdicts):
+        return None
+    wait_key = tuple(dict.fromkeys(key for hold in holds for key in hold.wait_key))
+    reason: Reason = "pace" if any(hold.reason == "pace" for hold in holds) else "outage"
+    return Hold(wait_key, reason, sum(hold.generation for hold in holds))

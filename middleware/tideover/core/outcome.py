@@ -51,6 +51,15 @@ class Outcome:
         """
         return self.kind in ("outage", "ambiguous", "auth", "quota", "model")
 
+    @property
+    def answered(self) -> bool:
+        """Whether the route is there at all: it answered, if only to ask for quiet or to refuse this request.
+
+        >>> of_response(429, {}, None).answered, of_response(529, {}, None).answered
+        (True, False)
+        """
+        return self.kind in ("ok", "throttle", "caller")
+
 
 MAX_DEPTH = 16
 """Causes can be made to form a ring."""

@@ -9,11 +9,12 @@ from tideover.ops.acts import Release, Selection, bypass_off, bypass_on, choose_
 from tideover.ops.explanation import Explanation, explain
 from tideover.ops.listing import HeldJob, Listing, backlog
 from tideover.ops.overview import NamespaceStatus, Status, status
-from tideover.ops.standing import Bypass, Standing
-from tideover.ops.values import about, as_json, iso
+from tideover.ops.standing import BreakerStatus, Bypass, Standing
+from tideover.ops.values import about, as_json, counted, iso
 from tideover.ops.verdict import Level, Verdict
 
 __all__ = [
+    "BreakerStatus",
     "Bypass",
     "Explanation",
     "HeldJob",
@@ -34,6 +35,7 @@ __all__ = [
     "bypass_on",
     "choose_all",
     "choose_jobs",
+    "counted",
     "explain",
     "iso",
     "open_operator",

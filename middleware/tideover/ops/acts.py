@@ -88,13 +88,12 @@ def choose_all(operator: Operator, task: str | None) -> Selection:
     """
     with reaching(operator.settings):
         space = operator.the_space("releasing held jobs")
-        batches = tuple(
-            batch for held in space.backlog.held_sets() for batch in [batch_of(space, held, task)] if batch.redis_ids
-        )
-    if not batches:
+        batches = [batch_of(space, held, task) for held in space.backlog.held_sets()]
+    chosen = tuple(batch for batch in batches if batch.redis_ids)
+    if not chosen:
         of_task = "" if task is None else f" of task {task}"
         raise JobNotFound(f"no job{of_task} is held in namespace {space.name}. `tideover backlog` lists those that are")
-    return Selection(batches)
+    return Selection(chosen)
 
 
 def batch_of(space: Space, held: HeldSet, task: str | None) -> Batch:

@@ -102,14 +102,16 @@ def explain(operator: Operator, asked: str) -> Explanation:
 
 def locate(space: Space, job_id: str) -> tuple[Where, str | None, HeldFacts | None]:
     """Its place, its lane and, while it is held, its facts."""
+    lane = None
     for _ in range(LOOKS):
         place = space.backlog.place(job_id)
         if place is None:
             return "ended", None, None
-        where, held = space.backlog.whereabouts(*place)
+        lane, redis_id = place
+        where, held = space.backlog.whereabouts(lane, redis_id)
         if where is not None:
-            return where, place[0], held
-    return "lost", place[0], None
+            return where, lane, held
+    return "lost", lane, None
 
 
 def set_of(held: HeldFacts) -> HeldSet:

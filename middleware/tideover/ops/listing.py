@@ -18,13 +18,13 @@ from tideover.store.backlog import HeldFacts, HeldSet
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
-MOST_READ = 200_000
+MOST_READ = 100_000
 """Facts that a filtered question reads; beyond it the answer says that it is incomplete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldJob:
-    """A held job. `release_by_at`: what it is ordered by, its expiry or the longest it is to wait; `detail`: its last failure."""
+    """A held job. `release_by_at`: its expiry or the longest it is to wait, which orders it; `detail`: its last failure."""
 
     id: str
     namespace: str
@@ -48,7 +48,7 @@ class NamespaceLanes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """`jobs` of the `matching` held ones, those first that must go first; `complete` False: not all held jobs were looked at."""
+    """The first of the `matching` jobs, the most urgent first; `complete` False: not all held jobs were looked at."""
 
     asked_at: float
     jobs: tuple[HeldJob, ...]

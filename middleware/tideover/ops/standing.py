@@ -164,7 +164,7 @@ def standing(space: Space, settings: Settings, now: float) -> Standing:
         routes=tuple(RouteStatus(name=name, **facts) for name, facts in sorted(space.registry.routes().items())),
         tasks=tasks_of(space),
         workers=workers,
-        strangers=tuple(id for id in sorted(heartbeats) if id not in known and space.backlog.fetched(id, lanes) > 0),
+        strangers=tuple(name for name in sorted(heartbeats) if name not in known and space.backlog.fetched(name, lanes) > 0),
         held_groups=tuple(groups_of(space)),
         counters=dict(sorted(space.registry.counters().items())),
     )

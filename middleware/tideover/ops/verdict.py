@@ -5,26 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from tideover.core.route import breaker_key, split_key
 from tideover.ops.standing import BreakerStatus, RouteStatus, Standing, TaskStatus
 from tideover.ops.values import about, counted
 
-Level = Literal["lost", "bypassed", "outage", "stranded", "recovering", "throttled", "draining", "notice", "ok"]
+Level = Literal["lost", "bypassed", "outage", "stranded", "recovering", "throttled", "draining", "unexplained", "notice", "ok"]
 """From the worst to the best; *stranded*: jobs wait and no worker is alive; *notice*: something to know."""
 
-LEVELS: tuple[Level, ...] = (
-    "lost",
-    "bypassed",
-    "outage",
-    "stranded",
-    "recovering",
-    "throttled",
-    "draining",
-    "notice",
-    "ok",
-)
+LEVELS: tuple[Level, ...] = get_args(Level)
 MOST_NAMED = 3
 
 
@@ -82,15 +72,14 @@ def findings(standing: Standing) -> Iterator[Finding]:
 def of_account(standing: Standing) -> Iterator[Finding]:
     s, ended = standing, sum(standing.ends.values())
     if s.lost:
-        places = f"queued {s.queued:,} + running {s.running:,} + held {s.held:,} + ended {ended:,}"
-        yield Finding(
-            "lost", f"LOST {counted(s.lost, 'job')}: {s.accepted:,} accepted, but {places} = {s.accepted - s.lost:,}."
-        )
+        places = f"queued {s.queued:,} + running {s.running:,} + held {s.held:,} + ended {ended:,} = {s.accepted - s.lost:,}"
+        yield Finding("lost", f"LOST {counted(s.lost, 'job')}: {s.accepted:,} accepted, but {places}.")
     if s.strangers:
         who = counted(len(s.strangers), "worker")
         yield Finding("notice", f"{who} without tideover: the sum holds only once all workers run tideover.")
-    if unexplained := s.ends.get("unexplained", 0):
-        yield Finding("notice", f"{counted(unexplained, 'job')} ended unexplained: please report this as a defect of tideover.")
+    if unexplained := s.ends["unexplained"]:
+        what = "an acknowledgement that nobody explained, please report it as a defect of tideover"
+        yield Finding("unexplained", f"UNEXPLAINED: {counted(unexplained, 'job')} ended by {what}.")
     if s.not_adopted:
         yield Finding("notice", f"{counted(s.not_adopted, 'queued job')} from producers without tideover, not adopted yet.")
 
@@ -100,9 +89,7 @@ def of_mode(standing: Standing) -> Iterator[Finding]:
         since = "" if bypass.since_at is None else f" {about(standing.asked_at - bypass.since_at)} ago"
         ends = "" if bypass.until_at is None else f", for {about(bypass.until_at - standing.asked_at)} more"
         why = "" if bypass.why is None else f" ({bypass.why})"
-        held = (
-            "nothing is held or rerouted" if not standing.held else f"{counted(standing.held, 'held job')} are being released"
-        )
+        held = f"{counted(standing.held, 'held job')} to be released" if standing.held else "nothing is held or rerouted"
         yield Finding("bypassed", f"BYPASSED by {bypass.who}{since}{ends}{why}: {held}.")
     elif standing.mode not in ("act", None):
         yield Finding("notice", f"Workers run in mode {standing.mode}: verdicts are told, not carried out.")
@@ -114,15 +101,15 @@ def of_breakers(standing: Standing) -> Iterator[Finding]:
     quiet = [b for b in standing.breakers if b.throttled_until_at is not None and not b.is_down]
     held = f"{counted(standing.held, 'job')} held" if standing.held else "Nothing held"
     if down:
-        acts = standing.bypass is None
-        yield Finding(
-            "outage", f"OUTAGE: {named(down, standing.asked_at)}. {held}{of_critical(standing, down) if acts else ''}."
-        )
+        critical = of_critical(standing, down) if standing.bypass is None else ""
+        yield Finding("outage", f"OUTAGE: {named(down, standing.asked_at)}. {held}{critical}.")
     if back:
-        pace = f", released at {sum(b.pace for b in back):.0f} jobs/s" if standing.held else ""
-        yield Finding("recovering", f"RECOVERING: {named(back, standing.asked_at)}. {held}{pace}.")
+        awaited = {key for group in standing.held_groups for key in group.waits_for}
+        pace = sum(b.pace for b in back if b.key in awaited)
+        at = f", released at {pace:.0f} jobs/s" if pace else ""
+        yield Finding("recovering", f"RECOVERING: {named(back, standing.asked_at)}. {held}{at}.")
     if quiet:
-        wait_s = max(b.throttled_until_at or 0.0 for b in quiet) - standing.asked_at
+        wait_s = max(b.throttled_until_at for b in quiet if b.throttled_until_at is not None) - standing.asked_at
         yield Finding("throttled", f"THROTTLED: {listed(quiet)} asked for quiet for {about(wait_s)} more. {held}.")
     if standing.held and not down and not back and not quiet:
         yield Finding("draining", f"DRAINING: {held}, and no breaker stands in their way.")
@@ -132,11 +119,9 @@ def of_workers(standing: Standing) -> Iterator[Finding]:
     silent = [worker for worker in standing.workers if worker.silent]
     waiting = standing.queued + standing.held
     if waiting and len(silent) == len(standing.workers) and not standing.strangers:
-        yield Finding("stranded", f"NO WORKER is alive: {counted(waiting, 'job')} wait, and nobody probes or releases.")
+        yield Finding("stranded", f"NO WORKER is alive: {counted(waiting, 'job')} waiting, and nobody probes or releases.")
     elif silent:
-        yield Finding(
-            "notice", f"{counted(len(silent), 'worker')} gave no sign of life lately; their jobs go back to the queue."
-        )
+        yield Finding("notice", f"{counted(len(silent), 'worker')} without a sign of life; what they fetched goes back.")
 
 
 def named(breakers: Sequence[BreakerStatus], now: float) -> str:

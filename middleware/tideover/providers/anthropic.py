@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import anthropic
 import httpx2
@@ -29,27 +30,60 @@ CONNECT_TIMEOUT_S = 5.0
 STOP = b"event: message_stop"
 FAILED = b"event: error"
 
-_sync: dict[tuple[int, str], anthropic.Anthropic] = {}
-_async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[int, str], anthropic.AsyncAnthropic]] = (
-    weakref.WeakKeyDictionary()
-)
+T = TypeVar("T")
+
+
+class Made(Generic[T]):
+    """The clients of one process or event loop, by route; one whose settings or key have changed is made anew."""
+
+    def __init__(self, make: Callable[..., T]) -> None:
+        self.make, self._lock = make, threading.Lock()
+        self._clients: dict[str, tuple[dict[str, Any], T]] = {}
+        self.retired: list[T] = []
+        """Still open: their calls may be under way."""
+
+    def client(self, route: str) -> T:
+        options = options_of(route)
+        with self._lock:
+            known = self._clients.get(route)
+            if known is None or known[0] != options:
+                if known is not None:
+                    self.retired.append(known[1])
+                known = self._clients[route] = (options, self.make(**options))
+            return known[1]
+
+    def take_all(self) -> list[T]:
+        """All clients, for closing; the next one asked for is new."""
+        with self._lock:
+            clients = [*self.retired, *(client for _, client in self._clients.values())]
+            self.retired, self._clients = [], {}
+            return clients
+
+
+_sync: dict[int, Made[anthropic.Anthropic]] = {}
+_async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Made[anthropic.AsyncAnthropic]] = weakref.WeakKeyDictionary()
 
 
 def sync_client(route: str) -> anthropic.Anthropic:
-    """The client of a route for threads of this process."""
-    key = (os.getpid(), route)
-    if key not in _sync:
-        _sync[key] = anthropic.Anthropic(**options_of(route))
-    return _sync[key]
+    """The client of a route for threads of this process; a fork starts anew."""
+    return _sync.setdefault(os.getpid(), Made(anthropic.Anthropic)).client(route)
 
 
 def async_client(route: str) -> anthropic.AsyncAnthropic:
     """The client of a route for the running event loop."""
-    clients = _async.setdefault(asyncio.get_running_loop(), {})
-    key = (os.getpid(), route)
-    if key not in clients:
-        clients[key] = anthropic.AsyncAnthropic(**options_of(route))
-    return clients[key]
+    return _async.setdefault(asyncio.get_running_loop(), Made(anthropic.AsyncAnthropic)).client(route)
+
+
+def close() -> None:
+    """Closes this process's clients for threads."""
+    for client in _sync.pop(os.getpid(), Made(anthropic.Anthropic)).take_all():
+        client.close()
+
+
+async def aclose() -> None:
+    """Closes the running loop's clients."""
+    for client in _async.pop(asyncio.get_running_loop(), Made(anthropic.AsyncAnthropic)).take_all():
+        await client.close()
 
 
 def options_of(route: str) -> dict[str, Any]:
@@ -108,31 +142,35 @@ async def aover(client: anthropic.AsyncAnthropic, request: Any) -> Any:
 
 
 class EndWatch:
-    """Watches the bytes of an event stream for the event that must end it."""
+    """Watches the bytes of an event stream for the event that must end it, and reports the stream's fate, once."""
 
     def __init__(self, done: Callable[[Outcome], None]) -> None:
-        self.done, self.tail = done, b""
-        self.outcome: Outcome | None = None
+        self._done, self._tail, self._told = done, b"", False
 
     def see(self, chunk: bytes) -> None:
-        window = self.tail + chunk
+        """Takes in a chunk. An error event counts as soon as its line is whole: the SDK reads no further."""
+        window = self._tail + chunk
         if FAILED in window:
-            _, _, after = window.partition(FAILED)
-            _, _, data = after.partition(b"data: ")
-            self.outcome = of_stream_error(data.partition(b"\n")[0])
+            _, _, data = window.partition(FAILED)[2].partition(b"data: ")
+            if b"\n" in data:
+                self.tell(of_stream_error(data.partition(b"\n")[0]))
         elif STOP in window:
-            self.outcome = OK
-        self.tail = window[-4096:]
+            self.tell(OK)
+        self._tail = window[-4096:]
 
     def end(self) -> None:
-        """Reports the fate of the stream, once; one that just stopped is an error, not an answer."""
-        outcome = self.outcome or Outcome(kind="outage", scope="model", why="stream ended without message_stop")
-        self.done(outcome)
-        if self.outcome is None:
+        """The stream is over; one that just stopped is an error, not an answer."""
+        if not self._told:
+            self.tell(Outcome(kind="outage", scope="model", why="stream ended without message_stop"))
             raise httpx2.RemoteProtocolError("the provider's stream ended without message_stop; the answer is not complete")
 
     def failed(self, error: Exception) -> None:
-        self.done(self.outcome or of_exception(error, now=clock.now()))
+        self.tell(of_exception(error, now=clock.now()))
+
+    def tell(self, outcome: Outcome) -> None:
+        if not self._told:
+            self._told = True
+            self._done(outcome)
 
 
 class WatchedStream(httpx2.SyncByteStream):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ MESSAGES = ("/v1/messages", "/v1/messages?beta=true")
 PROBE_TIMEOUT_S = 10.0
 PROBE: dict[str, Any] = {"max_tokens": 1, "messages": [{"role": "user", "content": "."}]}
 
+_lock = threading.Lock()
 _sync: dict[int, httpx2.Client] = {}
 _async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = weakref.WeakKeyDictionary()
 
@@ -139,9 +141,32 @@ def probe(route: str, model: str) -> Outcome:
 
 def sync_http() -> httpx2.Client:
     """The HTTP client of this process for other dialects."""
-    return _sync.setdefault(os.getpid(), httpx2.Client())
+    with _lock:
+        if os.getpid() not in _sync:
+            _sync[os.getpid()] = httpx2.Client()
+        return _sync[os.getpid()]
 
 
 def async_http() -> httpx2.AsyncClient:
     """The HTTP client of the running event loop for other dialects."""
-    return _async.setdefault(asyncio.get_running_loop(), httpx2.AsyncClient())
+    loop = asyncio.get_running_loop()
+    if loop not in _async:
+        _async[loop] = httpx2.AsyncClient()
+    return _async[loop]
+
+
+def close() -> None:
+    """Closes the clients that threads of this process used."""
+    messages.close()
+    with _lock:
+        client = _sync.pop(os.getpid(), None)
+    if client is not None:
+        client.close()
+
+
+async def aclose() -> None:
+    """Closes the clients that the running event loop used."""
+    await messages.aclose()
+    client = _async.pop(asyncio.get_running_loop(), None)
+    if client is not None:
+        await client.aclose()

@@ -12,7 +12,8 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 import redis
-from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError
+from redis.commands.core import Script
+from redis.exceptions import BusyLoadingError, LockNotOwnedError, ReadOnlyError, RedisError
 from redis.lock import Lock
 
 from tideover.errors import StoreUnavailable
@@ -24,6 +25,9 @@ GONE = (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, BusyLoadingErr
 """Redis cannot be asked just now; asking again later may work."""
 
 FAILED = RedisError
+
+LEASE_LOST = LockNotOwnedError
+"""A lease cannot be prolonged: it ran out, and another process may have it."""
 
 SOCKET_TIMEOUT_S = 10.0
 """Said, because redis-py 8 made 5 s its silent default."""
@@ -99,6 +103,10 @@ class LazyClient:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._client(), name)
+
+    def register_script(self, script: bytes | str) -> Script:
+        """dramatiq's broker registers its scripts when it is made, which is when the tasks are declared: that needs no URL."""
+        return Script(self, script)  # type: ignore[arg-type]  # it asks a client's methods of it, and we have them all
 
     def _client(self) -> Client:
         if self._made is None or self._made[0] != os.getpid():

@@ -8,7 +8,8 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from tideover.core.breaker import Breaker, State
 from tideover.store.breakers import Breakers
@@ -46,7 +47,7 @@ class History:
             self.moves[key].append(move)
 
     def all_moves(self) -> list[Move]:
-        return sorted((move for moves in self.moves.values() for move in moves), key=lambda move: move.at)
+        return sorted((move for moves in list(self.moves.values()) for move in moves), key=lambda move: move.at)
 
     def outages(self, key: str) -> list[tuple[float, float]]:
         """From when to when the breaker let nothing but probes through; the last may have no end (inf)."""
@@ -70,23 +71,28 @@ class History:
 
 
 class Historian:
-    """Follows the breakers' news from a thread of its own."""
+    """Follows the breakers' news from a thread of its own, as a context manager."""
 
     def __init__(self, breakers: Breakers) -> None:
         self.breakers, self.history = breakers, History()
         self.failure: Exception | None = None
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="tideover-demo-history", daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        self.look()
 
     def look(self) -> None:
+        with self._lock:
+            self._look()
+
+    def _look(self) -> None:
         for key, breaker in self.breakers.read(self.breakers.keys_known()).items():
             self.history.see(key, breaker)
 

@@ -15,14 +15,16 @@ from typing import Any
 import click
 
 from tideover.store.account import Account
+from tideover.store.breakers import Breakers
+from tideover_worker.demo.history import Historian
 from tideover_worker.demo.screen import FRAMES_PER_S, clock_of, said_of, screen_for
 from tideover_worker.demo.stage import ANTHROPIC_KEY, FALLBACK, OPENAI_KEY, PRIMARY, DemoFailed, Interruption, Stage
 from tideover_worker.demo.story import Story
 from tideover_worker.demo.verdict import Check, criticality_of, holds, job_calls, tag_of, verdict
 from tideover_worker.demo.watch import Evidence, Frame, Watch
 
-STALLED_S = 120.0
-"""The demo gives up when no job has ended for so long; the longest wait of a sound run is a probe's, 15 s."""
+STALLED_S = 180.0
+"""The demo gives up when no job has ended for so long. Nothing that tideover waits for takes longer than 120 s."""
 
 
 def perform(story: Story, *, processes: int, keep: Path | None, as_json: bool, interruption: Interruption) -> bool:
@@ -56,9 +58,9 @@ def folder_for(keep: Path | None) -> Iterator[Path]:
 
 def run(story: Story, processes: int, folder: Path, *, as_json: bool, interruption: Interruption) -> Evidence:
     """Everything between the first process and the last."""
-    with Stage(folder, story, processes, interruption) as stage:
+    with Stage(folder, story, processes, interruption) as stage, Historian(Breakers(stage.client, stage.keys)) as historian:
         stage.begin()
-        watch, patience = Watch(stage), Patience()
+        watch, patience = Watch(stage, historian), Patience()
         with screen_for(story.title, as_json=as_json) as screen:
             while True:
                 stage.check()
@@ -96,7 +98,7 @@ def announcement(story: Story, processes: int, folder: Path) -> str:
 
 
 def report(evidence: Evidence, checks: tuple[Check, ...]) -> str:
-    lines = ["", account_line(evidence.account), numbers_line(evidence), ""]
+    lines = ["", *account_table(evidence.account), "", numbers_line(evidence), ""]
     for check in checks:
         mark = click.style("✓", fg="green") if check.ok else click.style("✗", fg="red", bold=True)
         lines.append(f" {mark} {click.style(check.claim, bold=True)}")
@@ -105,10 +107,12 @@ def report(evidence: Evidence, checks: tuple[Check, ...]) -> str:
     return "\n".join(lines)
 
 
-def account_line(account: Account) -> str:
-    ends = "".join(f" + {end} {n}" for end, n in account.ends.items())
-    said = f"accepted {account.accepted} = queued {account.queued} + running {account.running} + held {account.held}{ends}"
-    return f"{said}\n{click.style(f'lost {account.lost}', bold=True)}"
+def account_table(account: Account) -> list[str]:
+    ends = ((str(end), n) for end, n in account.ends.items())
+    places = [("queued", account.queued), ("running", account.running), ("held", account.held), *ends]
+    rows = [f"  - {name:<12}{n:>8}" for name, n in places]
+    lost = click.style(f"= {'lost':<14}{account.lost:>8}", bold=True)
+    return [f"  {'accepted':<14}{account.accepted:>8}", *rows, lost]
 
 
 def numbers_line(evidence: Evidence) -> str:
@@ -120,16 +124,16 @@ def numbers_line(evidence: Evidence) -> str:
 
 
 def numbers(evidence: Evidence) -> dict[str, int]:
-    to_primary = list(job_calls(evidence.primary))
+    to_primary, to_fallback = list(job_calls(evidence.primary)), list(job_calls(evidence.fallback))
     return {
         "jobs": len(evidence.jobs),
         "jobs_held": len({line.job_id for line, _ in holds(evidence)}),
-        "jobs_rerouted": len({tag_of(call) for call in job_calls(evidence.fallback)}),
+        "jobs_rerouted": len({tag_of(call) for call in to_fallback}),
         "holds": evidence.holds,
         "calls_to_primary": len(to_primary),
         "calls_failed": sum(call.outcome != "ok" for call in to_primary),
-        "calls_to_fallback": len(list(job_calls(evidence.fallback))),
-        "probes": len(evidence.primary) + len(evidence.fallback) - len(to_primary) - len(list(job_calls(evidence.fallback))),
+        "calls_to_fallback": len(to_fallback),
+        "probes": len(evidence.primary) + len(evidence.fallback) - len(to_primary) - len(to_fallback),
     }
 
 
@@ -140,14 +144,14 @@ def a_held_job(evidence: Evidence) -> str | None:
 
 
 def where_to_look(evidence: Evidence, keep: Path | None) -> str:
-    job = a_held_job(evidence) or "JOB"
     if keep is None:
-        return f"\nTo look around in what is left of a run, keep it: tideover demo --keep DIR. Then:\n{commands(job)}"
+        return f"\nTo look around in what is left of a run, keep it: tideover demo --keep DIR. Then:\n{commands('JOB')}"
+    job = a_held_job(evidence) or "JOB"
     config = shlex.quote(str(keep.resolve() / "tideover.toml"))
     return (
-        f"\nEverything of this run is in {keep}: settings, logs, and the data of its Valkey, which has been stopped. "
+        f"\nEverything of this run is in {keep}: settings, logs, ledgers, and the data of its Valkey, which has been stopped. "
         f"To look around:\n  export TIDEOVER_CONFIG={config} ANTHROPIC_API_KEY={ANTHROPIC_KEY} DEMO_OPENAI_KEY={OPENAI_KEY}\n"
-        f"  tideover worker --dev tideover_worker.demo.tasks     # starts the Valkey again\n{commands(job)}"
+        f"  tideover worker --dev tideover_worker.demo.tasks     # starts the Valkey; tideover embedded stop\n{commands(job)}"
     )
 
 

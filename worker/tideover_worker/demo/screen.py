@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tideover.core.breaker import Breaker, State
 from tideover.core.route import split_key
-from tideover_worker.demo.history import Move
+from tideover_worker.demo.history import DOWN, Move
 from tideover_worker.demo.watch import Frame
 
 FRAMES_PER_S = 5
@@ -97,13 +97,15 @@ def places_of(frame: Frame) -> str:
 def picture(title: str, frame: Frame, width: int) -> Group:
     """The whole view of one frame."""
     head = Text.assemble(("tideover demo", "bold"), f"  {title}  ", (clock_of(frame.elapsed_s), "bold cyan"))
-    head.append(f" of about {clock_of(frame.lasts_s)} and the drain", style="dim")
+    drain = frame.elapsed_s >= frame.lasts_s
+    head.append(" all is sent, the rest comes home" if drain else f" of {clock_of(frame.lasts_s)}, then the drain", style="dim")
     done = Text.assemble(
         (f"{frame.ended} of {frame.total} jobs done", "bold"),
         f"   rerouted {frame.rerouted}   {frame.per_s:.0f} jobs/s   ",
         (f"held {frame.account.held}", "bold yellow" if frame.account.held else "dim"),
     )
-    bar = ProgressBar(total=frame.total, completed=frame.ended, width=width - 4)
+    bar = Table.grid()
+    bar.add_row(ProgressBar(total=frame.total, completed=frame.ended, width=width - 4))
     return Group(
         head,
         Text(),
@@ -121,17 +123,23 @@ def picture(title: str, frame: Frame, width: int) -> Group:
 def weather(frame: Frame) -> Text:
     """How the two providers are, which tideover is not told."""
     well = ("well", "green")
-    return Text.assemble("anthropic is ", (frame.phase, "bold red") if frame.phase else well, "   openai is ", well)
+    return Text.assemble("anthropic: ", (frame.phase, "bold red") if frame.phase else well, "   openai: ", well)
 
 
 def breakers_table(frame: Frame) -> Table:
     table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
-    for name in ("breaker", "state", "for", "calls now", "last failure"):
+    for name in ("breaker", "state", "for", "calls now", "why"):
         table.add_column(name, no_wrap=True, justify="right" if name == "for" else "left")
     for key, breaker in frame.breakers.items():
         mark, style = LOOKS[breaker.state]
         fails = Text("fail", style="red") if frame.failing[key] else Text("are answered", style="green")
-        table.add_row(key, Text(f"{mark} {breaker.state}", style=style), age_of(breaker, frame.at), fails, short(breaker.why))
+        table.add_row(
+            key,
+            Text(f"{mark} {breaker.state}", style=style),
+            age_of(breaker, frame.at),
+            fails,
+            short(breaker.why if breaker.state in DOWN else ""),
+        )
     return table
 
 

@@ -171,6 +171,13 @@ class Stage:
     def all_sent(self) -> bool:
         return self._children["producer"].process.poll() == 0
 
+    def keep_ledger(self, provider: str) -> list[Call]:
+        """The provider's whole ledger, which is also written to the directory of the run, a call a line."""
+        calls = self.calls(provider)
+        lines = "".join(f"{json.dumps(asdict(call))}\n" for call in calls)
+        (self.folder / f"ledger-{provider}.jsonl").write_text(lines, encoding="utf-8")
+        return calls
+
     def calls(self, provider: str, since: int = 0) -> list[Call]:
         """The provider's ledger after call number `since`."""
         return [Call(**row) for row in self.ask(provider, "GET", f"/__ledger?since={since}")]

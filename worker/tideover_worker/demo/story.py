@@ -28,8 +28,8 @@ PROFILE_WORDS = {"opus-new": "opus-4-8"}
 
 JOBS_PER_S = 12.0
 CRITICAL_SHARE = 0.55
-WELL_S = 3.0
-ARRIVALS_S = 36.0
+WELL_S = 2.0
+ARRIVALS_S = 35.0
 """The generated workload goes on until shortly after the last model is well."""
 TRACE_LASTS_S = 480.0
 PROFILE_LASTS_S = 75.0

@@ -11,7 +11,6 @@ from tideover import clock
 from tideover.core.breaker import Breaker
 from tideover.core.route import breaker_key
 from tideover.store.account import Account, Ledger
-from tideover.store.breakers import Breakers
 from tideover.store.registry import Registry
 from tideover.store.stories import Line, Stories
 from tideover.testing.faults import Schedule
@@ -99,16 +98,14 @@ class Rerouted:
 class Watch:
     """Follows one run from its beginning."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, stage: Stage, historian: Historian) -> None:
+        self.stage, self.historian = stage, historian
         self.ledger = Ledger(stage.client, stage.keys)
-        self.historian = Historian(Breakers(stage.client, stage.keys))
         self.began_at, self.began = clock.now(), clock.monotonic()
         self.schedule = Schedule(stage.story.phases, self.began)
         self.readings = self.most_lost = 0
         self._rerouted = Rerouted()
         self._ended: deque[tuple[float, int]] = deque()
-        self.historian.start()
 
     def look(self) -> Frame:
         account = self.ledger.read()
@@ -138,7 +135,7 @@ class Watch:
 
     def evidence(self) -> Evidence:
         """What is known once all is over."""
-        self.historian.stop()
+        self.historian.look()
         stage, client, keys = self.stage, self.stage.client, self.stage.keys
         registry = Registry(client, keys)
         return Evidence(
@@ -146,8 +143,8 @@ class Watch:
             account=self.ledger.read(),
             most_lost=self.most_lost,
             readings=self.readings,
-            primary=stage.calls(PRIMARY),
-            fallback=stage.calls(FALLBACK),
+            primary=stage.keep_ledger(PRIMARY),
+            fallback=stage.keep_ledger(FALLBACK),
             stories=Stories(client, keys).everything(),
             history=self.historian.history,
             holds=registry.counters().get("holds", 0),

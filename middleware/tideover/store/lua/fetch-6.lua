@@ -3,9 +3,9 @@
 -- ARGV: n, worker, queue name (without .DQ): so that jobs of a queue that only strangers send to are counted
 -- Returns ids, bodies (false where one is missing) and permits (false: none), three lists of one length.
 -- After a lost reply the ids are in the worker's acks: reclaim gives them back.
+local ids = redis.call('lpop', KEYS[1], ARGV[1])  -- first, because a full Redis lets a script write that began by taking away
 local t = redis.call('time')
-redis.call('zadd', KEYS[4], t[1] * 1000 + math.floor(t[2] / 1000), ARGV[2])
-local ids = redis.call('lpop', KEYS[1], ARGV[1])
+redis.pcall('zadd', KEYS[4], t[1] * 1000 + math.floor(t[2] / 1000), ARGV[2])
 if not ids then return {{}, {}, {}} end
 redis.call('sadd', KEYS[3], unpack(ids))
 redis.call('sadd', KEYS[6], ARGV[3])

@@ -3,6 +3,7 @@
 -- ARGV: key of the breaker, generation of the calls ('' to read only), ok, failed, window (s), why (of a failure; '' none),
 --       quiet asked for by the provider (ms; 0 none), news channel
 -- Returns the breaker as a flat list, ok, failed, now (unix ms).
+-- Not idempotent: calls reported again after a lost reply count twice, for as long as the window is.
 local t = redis.call('time')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local second, keep = tonumber(t[1]), tonumber(ARGV[5])

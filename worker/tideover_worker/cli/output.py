@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: their options, and the three forms of an answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from tideover_worker.cli.config import plain
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from tideover.ops import Operator
+
+SCHEMA = 1
+"""Version of the JSON documents; it moves when a field goes or changes its meaning."""
+
+as_json = click.option("--json", "as_json", is_flag=True, help='Print one JSON document with "schema": 1.')
+namespaces = click.option(
+    "-n", "--namespace", "namespaces", multiple=True, metavar="NAME", help="Only this namespace; may be given several times."
+)
+
+
+@contextmanager
+def operator_of(chosen: Sequence[str]) -> Iterator[Operator]:
+    """The operator of this directory's settings, for the chosen namespaces or for all."""
+    from tideover.ops import open_operator  # redis and pydantic would slow every `--help` down
+    from tideover.settings import settings
+
+    operator = open_operator(settings(), chosen)
+    try:
+        yield operator
+    finally:
+        operator.close()
+
+
+def print_json(value: object) -> None:
+    from tideover.ops import as_json as plain_data
+
+    click.echo(json.dumps({"schema": SCHEMA, **plain_data(value)}, indent=2))
+
+
+def print_lines(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Tab-separated lines; a tab or a line break within a value becomes a space."""
+    for row in (header, *rows):
+        click.echo("\t".join(" ".join(plain(value).split()) for value in row))
+
+
+def print_screen(*parts: RenderableType) -> None:
+    from rich.console import Console  # loaded for a terminal only
+
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part)
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table whose headings are `columns`; those in `right` are numbers."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def who() -> str:
+    """The person at this machine, for stories and the bypass."""
+    import os
+    import pwd
+    import socket
+
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user without an entry
+        name = f"uid {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"
