@@ -18,7 +18,7 @@ from tideover.settings import embedded_socket
 from tideover.store.account import Account, Ledger
 from tideover.store.client import connect
 from tideover.store.keys import Keys
-from tideover.testing import Fault, FakeProvider, Latency
+from tideover.testing import FakeProvider, Fault, Latency
 from tideover_worker import embedded
 
 HERE = Path(__file__).parent

@@ -162,10 +162,10 @@ def release(operator: Operator, selection: Selection, *, who: str, why: str | No
 
 
 def freed(batch: Batch, permit: Permit) -> Iterator[list[HeldFacts]]:
-    """Releases a batch in steps, the last first: each goes to the head, so that the earliest is fetched first."""
-    backwards = batch.redis_ids[::-1]
-    for start in range(0, len(backwards), AT_ONCE):
-        yield batch.space.backlog.free(batch.held, backwards[start : start + AT_ONCE], str(permit))
+    """Releases a batch in steps, the last first: each goes to the head of the queue, so that the earliest is fetched first."""
+    ids = batch.redis_ids
+    for start in reversed(range(0, len(ids), AT_ONCE)):
+        yield batch.space.backlog.free(batch.held, ids[start : start + AT_ONCE], str(permit))
 
 
 def line_of(facts: HeldFacts, who: str, why: str | None, force: bool) -> Line:

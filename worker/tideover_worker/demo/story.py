@@ -29,7 +29,7 @@ PROFILE_WORDS = {"opus-new": "opus-4-8"}
 JOBS_PER_S = 12.0
 CRITICAL_SHARE = 0.55
 WELL_S = 2.0
-ARRIVALS_S = 35.0
+ARRIVALS_S = 33.0
 """The generated workload goes on until shortly after the last model is well."""
 TRACE_LASTS_S = 480.0
 PROFILE_LASTS_S = 75.0
@@ -45,13 +45,17 @@ TRACE_LATENCY = Latency(base_s=0.3, per_input_token_s=0.0001, per_output_token_s
 OVERLOAD = {Fault.OVERLOADED: 0.5, Fault.API_ERROR: 0.2, Fault.UNAVAILABLE: 0.2, Fault.EDGE_HTML: 0.1}
 OUTAGE = (
     Phase("login errors, one model", 2, 0.95, {Fault.UNAUTHORIZED: 1.0}, models=("sonnet",)),
-    Phase("login errors", 6, 0.95, {Fault.UNAUTHORIZED: 1.0}),
-    Phase("timeouts", 6, 0.95, {Fault.HANG: 1.0}),
-    Phase("5xx and 529", 6, 0.9, OVERLOAD),
+    Phase("login errors", 4, 0.95, {Fault.UNAUTHORIZED: 1.0}),
+    Phase("timeouts", 5, 0.95, {Fault.HANG: 1.0}),
+    Phase("5xx and 529", 4, 0.9, OVERLOAD),
     Phase("haiku is back", 5, 0.9, OVERLOAD, models=("opus", "sonnet")),
-    Phase("sonnet is back", 6, 0.9, OVERLOAD, models=("opus",)),
+    Phase("sonnet is back", 5, 0.9, OVERLOAD, models=("opus",)),
 )
-"""2 June: login errors, then timeouts, then 5xx, then a recovery in which one model after the other comes back."""
+"""2 June: login errors, then timeouts, then 5xx, then a recovery in which one model after the other comes back.
+
+The seconds fit tideover's probes (5, 7.5 and 11.25 s after a failure): each model comes back shortly before one is due, and
+the last not later than the third, so that nobody waits for a fourth.
+"""
 
 
 @dataclass(frozen=True, slots=True)
