@@ -19,8 +19,10 @@ HEAD = """# Settings
 
 `tideover.toml` is found from the working directory upwards, or named by `TIDEOVER_CONFIG`. A variable `TIDEOVER_<KEY>`
 overrides a key; a dot becomes two underscores: `TIDEOVER_BREAKER__WINDOW_S=20`. Unknown keys and wrong values are errors that
-name the key. `tideover config show` prints what is in force, and where each value came from. Credentials are named, never written
-here: by variable (`api_key_env`) or file (`api_key_file`). Written by `docs/generate_settings.py`; a test keeps it true.
+name the key. `tideover config show` prints what is in force, and where each value came from. Credentials are named, never
+written here: by variable (`api_key_env`) or file (`api_key_file`).
+
+Written by `docs/generate_settings.py`; a test keeps it true.
 """
 TABLES: tuple[tuple[str, type[BaseModel], type[object] | None], ...] = (
     ("", settings.Settings, None),

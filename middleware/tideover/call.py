@@ -222,8 +222,8 @@ def is_down(route: str, model: str, last: Tried) -> Generator[Step, Said, bool]:
 def was_released(attempt: Attempt, verdict: Hold) -> bool:
     """Whether this job was released in the generation that it would be held in: a hold is for once per generation."""
     permit = attempt.permit
-    if permit is None or permit.forced:
-        return permit is not None
+    if permit is None or permit.forced:  # forced: an operator let it try once
+        return False
     view = attempt.health.view(permit.key)
     return permit.key in verdict.wait_key and permit.covers(permit.key, view)
 

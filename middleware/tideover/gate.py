@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from tideover.health import Health
 
 FIRST_IDLE_S = 0.005
+
+RECLAIM_S = 10.0
+"""How often a consumer looks for jobs that it has fetched without knowing: redis-py may repeat a fetch whose reply was lost."""
 
 NO_AGE_LIMIT_MS = 2**53
 """In memory, for a job that was held: dramatiq's AgeLimit would count the outage. Its expiry still holds."""
@@ -112,13 +115,13 @@ class Gate:
             done = [fact for fact, ok in zip(facts, ours, strict=True) if ok]
             if done:
                 events.jobs_held(queue, len(done), reason, wait_key)
-                self._tell_held(done)
+                self._tell_held(done, new={message.message_id for message, _ in held if not is_storied(message)})
 
     def settle(self, queue: str, message: MessageProxy, end: End) -> None:
         """Ends a fetched message in the account; this is its acknowledgement. Its story comes first: a waiter reads it."""
         note = note_of(message)
         attempt = note.attempt
-        if end in ("expired", "failed") or note.permit is not None or (attempt is not None and attempt.rerouted):
+        if end in ("expired", "failed") or is_storied(message) or (attempt is not None and attempt.rerouted):
             served = [] if attempt is None else [f"{served.route}:{served.model}" for served in attempt.served]
             self.tell(Line(message.message_id, clock.now(), end, {"task": message.actor_name, "served": served}))
         ours = self.ledger.settle(self.worker, queue, redis_id(message), message.message_id, end)
@@ -151,13 +154,13 @@ class Gate:
             detail=attempt.detail if attempt else "",
         )
 
-    def _tell_held(self, facts: Sequence[HeldFacts]) -> None:
+    def _tell_held(self, facts: Sequence[HeldFacts], new: Container[str]) -> None:
         now = clock.now()
         lines = []
         for fact in facts:
-            lines.append(
-                Line(fact.job_id, fact.sent_ms / 1000, "enqueued", {"task": fact.task, "criticality": fact.criticality})
-            )
+            if fact.job_id in new:
+                first = {"task": fact.task, "criticality": fact.criticality}
+                lines.append(Line(fact.job_id, fact.sent_ms / 1000, "enqueued", first))
             why = {"reason": fact.reason, "waits_for": fact.breaker_keys, "generation": fact.generation, "detail": fact.detail}
             lines.append(Line(fact.job_id, now, "held", why))
         self.tell(*lines)
@@ -174,6 +177,16 @@ def is_ours(options: Mapping[str, Any]) -> bool:
     return isinstance(stamp, dict) and "sent_ms" in stamp
 
 
+def is_storied(message: Any) -> bool:
+    """Whether this job has a story: then its end belongs to it."""
+    return stamp_of(message).get("storied") is True
+
+
+def mark_storied(message: Any) -> None:
+    """In memory; a retry takes the mark along."""
+    message.options[STAMP] = {**stamp_of(message), "storied": True}
+
+
 class GatedConsumer(Consumer):
     """dramatiq's consumer of one queue, with our scripts. Used by its ConsumerThread; acks come from other threads."""
 
@@ -186,16 +199,16 @@ class GatedConsumer(Consumer):
         self._ready: deque[MessageProxy] = deque()
         self._room = threading.Event()
         self._idle_s = FIRST_IDLE_S
-        self._reclaimed = False
+        self._reclaim_at = 0.0
 
     def __next__(self) -> MessageProxy | None:
         try:
-            if not self._reclaimed:
+            if clock.monotonic() >= self._reclaim_at:
                 self._reclaim()
             if not self._ready:
                 self._fill()
         except GONE as error:
-            self._reclaimed = False
+            self._reclaim_at = 0.0
             raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
         return self._ready.popleft() if self._ready else None
 
@@ -240,7 +253,7 @@ class GatedConsumer(Consumer):
         n = self.gate.backlog.reclaim(self.gate.worker, self.queue, list(self.taken))
         if n:
             events.jobs_reclaimed(self.queue, n)
-        self._reclaimed = True
+        self._reclaim_at = clock.monotonic() + RECLAIM_S
 
     def _fill(self) -> None:
         room = self.prefetch - len(self.taken)
@@ -263,7 +276,7 @@ class GatedConsumer(Consumer):
     def _admit(self, jobs: Sequence[Fetched]) -> None:
         messages = [message for job in jobs if (message := self._decode(job)) is not None]
         strangers = [redis_id(message) for message in messages if not is_ours(message.options)]
-        if strangers and self.gate.ledger.adopt(strangers):
+        if strangers and self.gate.ledger.adopt(self.gate.worker, self.queue, strangers):
             events.jobs_adopted(self.queue, len(strangers))
         held: list[tuple[MessageProxy, Hold]] = []
         for message in messages:
@@ -286,10 +299,13 @@ class GatedConsumer(Consumer):
             message.options["redis_message_id"] = job.redis_id
         except (DecodeError, AttributeError, TypeError) as error:
             events.job_unreadable(self.queue, job.redis_id, type(error).__name__)
+            if b'"sent_ms"' not in job.body:  # nobody can read whose it is; ours carry this
+                self.gate.ledger.adopt(self.gate.worker, self.queue, [job.redis_id])
             self.gate.ledger.settle(self.gate.worker, self.queue, job.redis_id, job.redis_id, "failed")
             return None
         proxy = MessageProxy(message)
         if job.permit is not None:
             note_of(proxy).permit = Permit.parse(job.permit)
             proxy.options["max_age"] = NO_AGE_LIMIT_MS
+            mark_storied(proxy)
         return proxy

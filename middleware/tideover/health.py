@@ -80,7 +80,8 @@ class Health:
         for name in job.routes:
             key = breaker_key(name, model)
             serves = self.settings.route(name).model(model) is not None
-            why = refused.get(name) if serves else f"it has no model for {model}"
+            why = refused.get(name, "it could not carry this request" if name in unfit else None)
+            why = why if serves else f"it has no model for {model}"
             hops.append(Hop(name, key, self.view(key), why, serves and name not in unfit))
         return tuple(hops)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers die by `kill -9` while they hold and while they drain: nothing is lost, by the account and by the provider's ledger."""
+"""Workers die by `kill -9` while they hold and while they drain: nothing is lost, by the account and by the ledger."""
 
 from __future__ import annotations
 

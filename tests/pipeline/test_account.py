@@ -101,7 +101,11 @@ def test_a_retry_leaves_nothing_behind(shop: Shop) -> None:
     shop.until_over()
     client = shop.broker.client
     assert [0, 0] == [client.hlen(shop.keys.msgs(queue)) for queue in ("default", "default.DQ")]
-    assert [0, 0, 0] == [client.hlen(shop.keys.places), client.hlen(shop.keys.facts("default")), client.scard(shop.keys.adopted)]
+    assert [0, 0, 0] == [
+        client.hlen(shop.keys.places),
+        client.hlen(shop.keys.facts("default")),
+        client.scard(shop.keys.adopted),
+    ]
     assert 1 == client.hlen(shop.keys.dead_msgs("default"))
 
 
@@ -478,5 +482,7 @@ def test_every_key_is_known(shop: Shop) -> None:
     corner = f"{shop.namespace}:__tideover__:"
     names = {name.decode() for name in shop.broker.client.scan_iter(f"{shop.namespace}:*")}
     stock = {name for name in names if not name.startswith(corner)}
-    assert {name for name in stock if not name.startswith((f"{shop.namespace}:__heartbeats__", f"{shop.namespace}:__acks__"))} == set()
+    assert {
+        name for name in stock if not name.startswith((f"{shop.namespace}:__heartbeats__", f"{shop.namespace}:__acks__"))
+    } == set()
     assert corner + "account" in names

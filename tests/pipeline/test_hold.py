@@ -469,7 +469,9 @@ def test_a_lone_job_spends_no_attempt(shop: Shop, streams: bool) -> None:
     shop.work()
     shop.primary.fail(Fault.STREAM_CUT)
     job = lone.send("lone")
-    shop.until(lambda: shop.generations(job) == [0, 1], "it was held, tried again, and held behind a breaker that a probe opened")
+    shop.until(
+        lambda: shop.generations(job) == [0, 1], "it was held, tried again, and held behind a breaker that a probe opened"
+    )
     assert 2 == len(shop.calls("lone"))
     body = shop.body(job)
     assert body is not None
@@ -490,7 +492,9 @@ def test_held_time_is_no_age(shop: Shop) -> None:
     job = young.send("young")
     shop.until_all("held", [job])
     held_at = shop.facts(job).held_ms
-    shop.until(lambda: tideover.status(job).state == "held" and now_ms() - held_at > 1000, "it was held for longer than its age")
+    shop.until(
+        lambda: tideover.status(job).state == "held" and now_ms() - held_at > 1000, "it was held for longer than its age"
+    )
     shop.heal()
     assert "anthropic" == shop.result(job).partition(":")[0]
 

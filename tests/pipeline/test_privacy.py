@@ -81,7 +81,9 @@ def check_logs(shop: Shop, logs: pytest.LogCaptureFixture, secret: str) -> None:
     """No line, no traceback in it and no argument of it holds the prompt or a key; and something was logged at all."""
     logged = logs.text + "".join(repr(record.args) for record in logs.records)
     assert logs.records
-    lines = [line for line in logged.splitlines() if any(word in line for word in (secret, shop.primary_key, shop.fallback_key))]
+    lines = [
+        line for line in logged.splitlines() if any(word in line for word in (secret, shop.primary_key, shop.fallback_key))
+    ]
     assert [] == lines
 
 

@@ -134,8 +134,16 @@ def test_an_override_picks_the_lane(shop: Shop) -> None:
     """One job may be what its task is not."""
     urgent = shop.summary.send_with_options(args=("x",), criticality="critical", expires_in=MINUTE)
     patient = shop.reply.send_with_options(args=("x",), criticality="deferrable")
-    assert ("default.critical", "critical", 60.0) == (urgent.queue_name, stamp(shop, urgent)["criticality"], expires_in_s(shop, urgent))
-    assert ("default", "deferrable", 300.0) == (patient.queue_name, stamp(shop, patient)["criticality"], expires_in_s(shop, patient))
+    assert ("default.critical", "critical", 60.0) == (
+        urgent.queue_name,
+        stamp(shop, urgent)["criticality"],
+        expires_in_s(shop, urgent),
+    )
+    assert ("default", "deferrable", 300.0) == (
+        patient.queue_name,
+        stamp(shop, patient)["criticality"],
+        expires_in_s(shop, patient),
+    )
 
 
 def test_a_function_of_the_arguments_picks_the_lane(shop: Shop) -> None:
@@ -548,7 +556,9 @@ follow_imports = skip
 def typed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What mypy, as strict as it gets, says of users' code, by the name of the file; one run, as each start takes seconds."""
     folder = tmp_path_factory.mktemp("typed")
-    files = {"right.py": TYPED} | {f"wrong{i}.py": f"from tideover import ai_task\n{code}\n" for i, code in enumerate(WRONG.values())}
+    files = {"right.py": TYPED} | {
+        f"wrong{i}.py": f"from tideover import ai_task\n{code}\n" for i, code in enumerate(WRONG.values())
+    }
     for name, code in files.items():
         (folder / name).write_text(code)
     (folder / "mypy.ini").write_text(MYPY)

@@ -80,7 +80,7 @@ def live_a_busy_life(house: House) -> None:
     house.client.hset(house.keys.msgs("default"), "x", b"body")
     house.client.rpush(house.keys.queue("default"), "x")
     house.backlog.fetch("w1", "default", 1)
-    house.ledger.adopt(["x"])
+    house.ledger.adopt("w1", "default", ["x"])
     house.holding(4, expires_ms=5000)
     house.breakers.report("a/m", WINDOW_S, generation=0, ok=1)
     house.move("open", "half-open", "recovering")

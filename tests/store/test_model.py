@@ -355,7 +355,7 @@ class StoreAndModel(RuleBasedStateMachine):
         lane = data.draw(st.sampled_from(sorted(lane for lane, ids in self.model.lists.items() if ids)), label="lane")
         strangers = self.take(worker, lane, n, loses_reply)
         for _ in range(1 + again if strangers else 0):
-            assert self.model.adopt(strangers) == self.ledger.adopt(strangers)
+            assert self.model.adopt(strangers) == self.ledger.adopt(worker, lane, strangers)
 
     def take(self, worker: str, lane: str, n: int, loses_reply: bool = False) -> list[str]:
         """Fetches; the ids of those that a producer without tideover sent."""
@@ -505,7 +505,7 @@ class StoreAndModel(RuleBasedStateMachine):
     @rule(data=st.data(), now_ms=st.integers(1, 10), again=st.booleans())
     def expire(self, data: st.DataObject, now_ms: int, again: bool) -> None:
         held = self.draw_held(data)
-        due = self.backlog.due(held, now_ms)
+        due = list(self.backlog.due(held, now_ms))
         late = [i for i in self.model.in_order(held) if self.model.held[held][i] <= now_ms]
         assert late == [fact.redis_id for fact in due]
         past = [fact for fact in due if fact.expires_ms is not None and fact.expires_ms <= now_ms]

@@ -31,7 +31,7 @@ PACE: Any = {"rate": 1.0, "burst": 1.0, "most_queued": 1}
 CALLS: dict[str, Callable[[Any], object]] = {
     "Ledger.accept": lambda port: port.accept("q", "r", b""),
     "Ledger.hand_over": lambda port: port.hand_over("w", ("q", "r"), ("q", "s"), b"", "job"),
-    "Ledger.adopt": lambda port: port.adopt(["r"]),
+    "Ledger.adopt": lambda port: port.adopt("w", "q", ["r"]),
     "Ledger.settle": lambda port: port.settle("w", "q", "r", "job", "succeeded"),
     "Ledger.read": lambda port: port.read(),
     "Backlog.fetch": lambda port: port.fetch("w", "q", 1),
@@ -43,7 +43,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Backlog.give_back": lambda port: port.give_back("w", "q", ["r"]),
     "Backlog.reclaim": lambda port: port.reclaim("w", "q", []),
     "Backlog.recover": lambda port: port.recover("w", "q", 1.0),
-    "Backlog.due": lambda port: port.due(HELD, 1),
+    "Backlog.due": lambda port: list(port.due(HELD, 1)),
     "Backlog.facts": lambda port: port.facts("q", ["r"]),
     "Backlog.browse": lambda port: list(port.browse(HELD)),
     "Backlog.ordered": lambda port: list(port.ordered(HELD)),

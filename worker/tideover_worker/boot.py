@@ -72,10 +72,10 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
         Stories(broker.client, keys),
     )
     enter(registry, config, tasks)
+    widen(worker, broker, tasks, config)
     facts = facts_of_worker(config, worker)
     housekeeping.beat(gate, registry, facts)
     health.start()
-    widen(worker, broker, tasks, config)
     vars(broker)["consume"] = partial(consumer, gate, {task.queue_name for task in tasks if task.coroutine is not None})
     shared = run.install(worker, gate)
     prober = Prober(health)

@@ -77,8 +77,10 @@ class Ledger:
         keys += [k.acks(worker, old_queue), k.msgs(old_queue), k.permits(old_queue), k.adopted]
         return bool(self.scripts.run("handover-8", keys, [redis_id, body, queue, old_id, job_id, queue_of(queue)]))
 
-    def adopt(self, redis_ids: Sequence[str]) -> int:
-        return int(self.scripts.run("adopt-2", [self.keys.adopted, self.keys.account], redis_ids))
+    def adopt(self, worker: str, queue: str, redis_ids: Sequence[str]) -> int:
+        """Enters fetched jobs of a producer without tideover; how many were new, and still this worker's."""
+        k = self.keys
+        return int(self.scripts.run("adopt-3", [k.acks(worker, queue), k.adopted, k.account], redis_ids))
 
     def settle(self, worker: str, queue: str, redis_id: str, job_id: str, end: End) -> bool:
         """Ends a fetched job. False: it is not this worker's any more, and whoever has it will end it."""

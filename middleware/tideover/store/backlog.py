@@ -186,10 +186,12 @@ class Backlog:
         """Forgets dead letters of a queue that are older than their lifetime; at most a page of them."""
         return int(self.scripts.run("sweep-2", [self.keys.dead(queue), self.keys.dead_msgs(queue)], [lifetime_ms, PAGE]))
 
-    def due(self, held: HeldSet, now_ms: int, limit: int = PAGE) -> list[HeldFacts]:
-        """Held jobs whose order says that they should have gone by now, earliest first."""
-        ids = self.client.zrangebyscore(self.keys.held(held.queue, held.wait_key), "-inf", now_ms, start=0, num=limit)
-        return self.facts(held.queue, [text(i) for i in ids])
+    def due(self, held: HeldSet, now_ms: int) -> Iterator[HeldFacts]:
+        """Held jobs whose order says that they should have gone by now, earliest first, page by page."""
+        key, start = self.keys.held(held.queue, held.wait_key), 0
+        while ids := self.client.zrangebyscore(key, "-inf", now_ms, start=start, num=PAGE):
+            yield from self.facts(held.queue, [text(i) for i in ids])
+            start += len(ids)
 
     def facts(self, queue: str, redis_ids: Sequence[str]) -> list[HeldFacts]:
         if not redis_ids:

@@ -16,7 +16,7 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | key | type | holds | lives |
 |---|---|---|---|
 | `account` | hash | accepted and the ends, as counters | for ever |
-| `counters` | hash | holds, releases, reroutes, recoveries: not part of the sum | for ever |
+| `counters` | hash | holds, releases, openings, recovered: not part of the sum | for ever |
 | `adopted` | set | Redis ids of live jobs that a producer without tideover sent | until they end |
 | `places` | hash | job id → queue and Redis id, for jobs once held or retried | until they end |
 | `queues` | set | names of all queues that a job was ever sent to | for ever |

@@ -65,8 +65,22 @@ def ledger_equal(evidence: Evidence) -> Check:
         not missing and not strange and not twice and succeeded == len(evidence.jobs),
         f"{succeeded} jobs succeeded, {sum(answered.values())} answers for {len(answered)} jobs; "
         f"{len(missing)} without an answer, {len(twice)} answered more than once, {len(strange)} that nobody sent",
-        examples([*sorted(missing), *sorted(twice), *sorted(strange)]),
+        examples([*sorted(missing), *(told_twice(evidence, tag) for tag in sorted(twice)), *sorted(strange)]),
     )
+
+
+def told_twice(evidence: Evidence, tag: str) -> str:
+    """A job's tag with the answers that providers gave for it: from when to when, in seconds after the start."""
+    answers = [
+        f"{call.provider} {after(evidence, call.at)}-{after(evidence, call.finished_at)}"
+        for call in job_calls((*evidence.primary, *evidence.fallback))
+        if tag_of(call) == tag and call.outcome == OK
+    ]
+    return f"{tag} answered by {' and '.join(answers)}"
+
+
+def after(evidence: Evidence, at: float | None) -> str:
+    return "?" if at is None else f"{at - evidence.began_at:.3f}"
 
 
 def nothing_burnt(evidence: Evidence) -> Check:
