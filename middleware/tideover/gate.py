@@ -69,6 +69,8 @@ class Gate:
     def __init__(self, broker: Broker, worker: str, health: Health, ledger: Ledger, backlog: Backlog, stories: Stories) -> None:
         self.broker, self.worker, self.health = broker, worker, health
         self.ledger, self.backlog, self.stories = ledger, backlog, stories
+        self.closing = False
+        """Set at the first SIGTERM: nothing more is fetched, and what was not begun goes back."""
         self.taken: dict[str, dict[str, MessageProxy]] = defaultdict(dict)
         """By queue: what this process has fetched and not yet parted with, over all consumers that dramatiq builds."""
 
@@ -256,10 +258,10 @@ class GatedConsumer(Consumer):
         self._reclaim_at = clock.monotonic() + RECLAIM_S
 
     def _fill(self) -> None:
-        room = self.prefetch - len(self.taken)
+        room = 0 if self.gate.closing else self.prefetch - len(self.taken)
         if room <= 0:
             self._room.clear()
-            if len(self.taken) >= self.prefetch:
+            if self.gate.closing or len(self.taken) >= self.prefetch:
                 self._room.wait(self.poll_s)
             return
         jobs, missing = self.gate.backlog.fetch(self.gate.worker, self.queue, room)

@@ -110,6 +110,10 @@ class Tideover(dramatiq.Middleware):
         except Exception as error:
             raise ConfigurationError(f"tideover could not start in this worker: {error!r}") from error
 
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        if self.gate is not None:
+            self.gate.closing = True
+
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if self.node is not None:
             self.node.stop()

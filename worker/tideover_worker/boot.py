@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from dramatiq.broker import Broker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.worker import Worker
 
@@ -58,8 +60,9 @@ class Node:
 def start(broker: RedisBroker, worker: Worker) -> Node:
     """Checks what can be checked before the first job, then puts the parts in place. Raises `ConfigurationError`."""
     config = settings()
-    tasks = [task for task in broker.actors.values() if isinstance(task, AITask)]
-    check(config, tasks, broker.client)
+    tasks = ai_tasks(broker)
+    check_tasks(config, tasks)
+    check_store(broker.client)
     keys = Keys(broker.namespace)
     registry = Registry(broker.client, keys)
     health = Health(config, Breakers(broker.client, keys), registry)
@@ -95,18 +98,26 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
     return Node(gate, registry, chores, prober, shared)
 
 
-def check(config: Settings, tasks: list[AITask[Any, Any]], client: Client) -> None:
-    """Routes that tasks name exist, the credentials of used routes are there, and Redis throws nothing away."""
+def check_tasks(config: Settings, tasks: Iterable[AITask[Any, Any]]) -> None:
+    """The routes that tasks name exist, and their credentials are there. Raises `ConfigurationError`."""
     for task in tasks:
         task.check_routes()
-    for route in {route for task in tasks for route in task.routes()}:
-        config.api_key(route)
+        for route in task.routes():
+            config.api_key(route)
+
+
+def check_store(client: Client) -> None:
+    """Redis throws nothing away. Raises `ConfigurationError`."""
     policy = text(client.info("memory").get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":
         raise ConfigurationError(
             f"Redis has maxmemory-policy {policy}, so it may throw jobs away. "
             "Set maxmemory-policy noeviction, or give tideover a Redis of its own"
         )
+
+
+def ai_tasks(broker: Broker) -> list[AITask[Any, Any]]:
+    return [task for task in broker.actors.values() if isinstance(task, AITask)]
 
 
 def enter(registry: Registry, config: Settings, tasks: list[AITask[Any, Any]]) -> None:

@@ -11,22 +11,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from dramatiq import get_broker
+
 from tideover.errors import ConfigurationError
 from tideover.settings import Settings, forget, settings
 from tideover_worker import embedded
+from tideover_worker.boot import ai_tasks, check_tasks
 
 
 def run(modules: Sequence[str], *, dev: bool, processes: int, threads: int, queues: Sequence[str]) -> NoReturn:
     """Becomes `dramatiq` for these modules.
 
     Raises:
-      ConfigurationError: there is no Redis to work on, or a module cannot be imported.
+      ConfigurationError: there is no Redis to work on, a module cannot be imported, or a task names a route that cannot work.
     """
     start_private_server(dev=dev)
     settings().store_url()
     sys.path.insert(0, str(Path.cwd()))
     for module in modules:
         check_import(module)
+    check_tasks(settings(), ai_tasks(get_broker()))
     words = command(settings(), modules, processes, threads, queues)
     sys.stderr.flush()
     os.execv(sys.executable, words)  # noqa: S606 - no shell, on purpose

@@ -145,6 +145,10 @@ class Runner(WorkerThread):
         self.shared, self.gate = shared, shared.gate
 
     def process_message(self, message: MessageProxy) -> None:
+        if self.gate.closing:
+            self.consumers[message.queue_name].requeue_messages([message])
+            self.work_queue.task_done()
+            return
         task = self.broker.actors.get(message.actor_name)
         coroutine = task.coroutine if isinstance(task, AITask) else None
         critical = isinstance(task, AITask) and criticality_of(message, task) == "critical"
