@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from tideover import clock, events
@@ -28,9 +29,15 @@ PATIENCE_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Waits of a call that failed while its breaker is not open: of a job that was released in this very generation, which is not
 held in it again, and of a critical one with a route that is up. Before the first, a probe tells whether that route is up."""
 
+MOST_QUIET_S = 120.0
+"""How long a released job keeps quiet in its slot, all in all, because the provider asks it to (429)."""
+
 BUSY_WAIT_S = 0.05
 MOST_BUSY_S = 2.0
 """How long a call waits for a slot of its route before it goes elsewhere, or is held."""
+
+LAST_CHANCE_S = 2.0
+"""How long a critical call that is under way when its breaker opens may still finish, before it is cut and rerouted."""
 
 C = TypeVar("C", bound="Anthropic | AsyncAnthropic")
 
@@ -112,7 +119,7 @@ def plan(attempt: Attempt, model: str) -> Plan:
         return (yield from once(Try(primary, model)))
     refused: dict[str, str] = {}
     last: Tried | None = None
-    patience = iter(PATIENCE_S)
+    pauses = Pauses()
     while True:
         verdict = verdict_now(attempt, model, refused)
         match verdict:
@@ -123,25 +130,45 @@ def plan(attempt: Attempt, model: str) -> Plan:
                 elif is_final(tried, route == primary) or health.mode != "act":
                     return tried
                 else:
-                    last = tried
-                    if tried.outcome.kind != "throttle":  # that shows in the breaker, as quiet until
-                        refused[route] = tried.outcome.why
+                    last, refused[route] = tried, BUSY if tried.outcome.kind == "throttle" else tried.outcome.why
                     if tried.outcome.kind == "caller":
                         attempt.unfit.add(route)
             case Hold():
-                released = was_released(attempt, verdict)
-                insist_on = attempt.job.routes[0] if released else route_that_is_up(attempt, model)
-                pause_s = None if insist_on is None else next(patience, None)
-                if pause_s is None and released and last is not None:
+                if not (yield from stay(attempt, model, verdict, last, pauses)):
+                    assert last is not None
                     return last
-                if insist_on is None or pause_s is None:
-                    hold(attempt, verdict)
-                if pause_s == PATIENCE_S[0] and last is not None and (yield from is_down(insist_on, model, last)):
-                    continue
                 refused.clear()
-                yield Wait(pause_s)
             case Expire():
                 raise JobExpired(job.id)
+
+
+@dataclass(slots=True)
+class Pauses:
+    """What a call has left of its patience, and how long it has kept quiet because it was told to."""
+
+    patience: Iterator[float] = field(default_factory=lambda: iter(PATIENCE_S))
+    quiet_s: float = 0.0
+
+
+def stay(attempt: Attempt, model: str, verdict: Hold, last: Tried | None, pauses: Pauses) -> Generator[Step, Said, bool]:
+    """Holds the job, or waits in its slot where a hold is not its due; False: it waited enough, and the failure is its own."""
+    released = was_released(attempt, verdict)
+    throttled = last is not None and last.outcome.kind == "throttle"
+    if released and last is not None and throttled and pauses.quiet_s < MOST_QUIET_S:
+        pause_s = min(max(PATIENCE_S[0], last.outcome.retry_after_s or 0.0), PATIENCE_S[-1])
+        pauses.quiet_s += pause_s
+        yield Wait(pause_s)
+        return True
+    insist_on = attempt.job.routes[0] if released else route_that_is_up(attempt, model)
+    patience_s = None if insist_on is None else next(pauses.patience, None)
+    if patience_s is None and released and last is not None and not throttled:
+        return False
+    if insist_on is None or patience_s is None:
+        hold(attempt, verdict)
+    if patience_s == PATIENCE_S[0] and last is not None and (yield from is_down(insist_on, model, last)):
+        return True
+    yield Wait(patience_s)
+    return True
 
 
 def once(step: Try) -> Plan:
@@ -253,21 +280,21 @@ def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
         attempt = bound or current.get()
         if attempt is None or not wire.is_message_call(request):
             return call_next(request)
-        steps: Plan = plan(attempt, request.json["model"])
         said: Said = None
-        while True:
-            try:
-                step = steps.send(said)
-            except StopIteration as done:
-                return answer(done.value)
-            match step:
-                case Wait(seconds):
-                    time.sleep(seconds)
-                    said = None
-                case Probe(route, model):
-                    said = attempt.health.probe_fails(route, model)
-                case Try(route, model):
-                    said = wire.call(route, model, request, call_next if route == attempt.job.routes[0] else None)
+        with closing(plan(attempt, request.json["model"])) as steps:
+            while True:
+                try:
+                    step = steps.send(said)
+                except StopIteration as done:
+                    return answer(done.value)
+                match step:
+                    case Wait(seconds):
+                        time.sleep(seconds)
+                        said = None
+                    case Probe(route, model):
+                        said = attempt.health.probe_fails(route, model)
+                    case Try(route, model):
+                        said = wire.call(route, model, request, call_next if route == attempt.job.routes[0] else None)
 
     return carry
 
@@ -279,22 +306,22 @@ def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
         attempt = bound or current.get()
         if attempt is None or not wire.is_message_call(request):
             return await call_next(request)
-        steps: Plan = plan(attempt, request.json["model"])
         said: Said = None
-        while True:
-            try:
-                step = steps.send(said)
-            except StopIteration as done:
-                return answer(done.value)
-            match step:
-                case Wait(seconds):
-                    await asyncio.sleep(seconds)
-                    said = None
-                case Probe(route, model):
-                    said = await asyncio.to_thread(attempt.health.probe_fails, route, model)
-                case Try(route, model, key):
-                    call = wire.acall(route, model, request, call_next if route == attempt.job.routes[0] else None)
-                    said = await (call if key is None else unless_opened(attempt, route, key, call))
+        with closing(plan(attempt, request.json["model"])) as steps:
+            while True:
+                try:
+                    step = steps.send(said)
+                except StopIteration as done:
+                    return answer(done.value)
+                match step:
+                    case Wait(seconds):
+                        await asyncio.sleep(seconds)
+                        said = None
+                    case Probe(route, model):
+                        said = await asyncio.to_thread(attempt.health.probe_fails, route, model)
+                    case Try(route, model, key):
+                        call = wire.acall(route, model, request, call_next if route == attempt.job.routes[0] else None)
+                        said = await (call if key is None else unless_opened(attempt, route, key, call))
 
     return carry
 
@@ -309,6 +336,7 @@ async def unless_opened(attempt: Attempt, route: str, key: str, call: Coroutine[
     with attempt.health.when_open(key, lambda: loop.call_soon_threadsafe(resolve, opened)):
         try:
             await asyncio.wait({task, opened}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task}, timeout=LAST_CHANCE_S)
         finally:
             if not task.done():
                 task.cancel()

@@ -64,6 +64,8 @@ class Health:
             if route.max_in_flight
         }
         self._waiting: dict[str, dict[object, Callable[[], object]]] = {}
+        self._reading = threading.Lock()
+        """Between reading breakers and believing them: else an old answer could replace a newer one."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._gone = False
@@ -148,23 +150,25 @@ class Health:
 
         outcome = wire.probe(route, model)
         if not outcome.answered:
-            self.trip(breaker_key(route, model), outcome.why)
+            try:
+                self.trip(breaker_key(route, model), outcome.why)
+            except FAILED as error:
+                events.store_unavailable("opening a breaker", type(error).__name__)
         return not outcome.answered
 
     def trip(self, key: str, why: str) -> None:
         """Opens a breaker on the word of a call and a probe that failed: where few jobs run, the window would never fill."""
-        reading = self.breakers.report(key, self.policy.window_s)
+        reading = self._report(key)
         if reading.breaker.state in ("closed", "recovering"):
             self.move(key, reading.breaker, Transition("open", why))
-        else:
-            self._see({key: reading.breaker})
 
     def move(self, key: str, seen: Breaker, change: Transition) -> bool:
         """Makes a transition, unless another process was faster; says so in the log once for all."""
         moved = self.breakers.transition(key, seen, change)
         if moved:
             events.breaker_changed(key, seen.state, change.to, change.why)
-        self._see(self.breakers.read([key]))
+        with self._reading:
+            self._see(self.breakers.read([key]))
         return moved
 
     def _see(self, fresh: Mapping[str, Breaker]) -> None:
@@ -221,7 +225,8 @@ class Health:
 
     def refresh(self) -> None:
         """Reads all breakers, what tasks call, and whether an operator switched tideover off."""
-        self._see(self.breakers.read(self.breakers.keys_known()))
+        with self._reading:
+            self._see(self.breakers.read(self.breakers.keys_known()))
         self.models = self.registry.models()
         asked: Mode = "act" if self.registry.bypass() is None else "bypass"
         mode = max(self.settings.mode, asked, key=STRICTNESS.__getitem__)
@@ -239,17 +244,21 @@ class Health:
             batches[report.key, report.generation].append(report)
         for (key, generation), reports in batches.items():
             failures = [report for report in reports if report.failed and self._first_of_job(report)]
-            reading = self.breakers.report(
+            reading = self._report(
                 key,
-                self.policy.window_s,
                 generation=generation,
                 ok=sum(1 for report in reports if not report.failed and report.quiet_s == 0),
                 failed=len(failures),
                 why=failures[-1].why if failures else "",
                 quiet_s=max(report.quiet_s for report in reports),
             )
-            self._see({key: reading.breaker})
             self._judge(key, reading)
+
+    def _report(self, key: str, **calls: Any) -> Reading:
+        with self._reading:
+            reading = self.breakers.report(key, self.policy.window_s, **calls)
+            self._see({key: reading.breaker})
+        return reading
 
     def _judge(self, key: str, reading: Reading) -> None:
         change = judge(reading.breaker, reading.window, now=reading.now, waiting=True, policy=self.policy)

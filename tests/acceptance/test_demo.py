@@ -67,11 +67,15 @@ def left_behind(folder: Path) -> list[str]:
 def play(folder: Path, *options: str) -> dict[str, Any]:
     """Plays a demo to its end and returns its verdict, which must be a good one."""
     command = [*COMMAND, "--json", "--keep", str(folder), *options]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
-    assert ended.stderr == ""
-    said: dict[str, Any] = json.loads(ended.stdout)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            stdout, stderr = running.communicate(timeout=WITHIN_S)
+        finally:
+            running.terminate()  # not a kill, which would leave its processes behind
+    assert stderr == ""
+    said: dict[str, Any] = json.loads(stdout)
     against = [check for check in said["checks"] if not check["ok"]]
-    assert (against, said["account"]["lost"], said["ok"], ended.returncode) == ([], 0, True, 0)
+    assert (against, said["account"]["lost"], said["ok"], running.returncode) == ([], 0, True, 0)
     assert (left_behind(folder), embedded.running(folder / ".tideover")) == ([], None)
     return said
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -152,7 +151,7 @@ class Shop:
         return broker
 
     def declare(self) -> None:
-        """The standard tasks: deferrable and critical, as function and as coroutine. Each makes one call, marked with the tag."""
+        """The standard tasks: deferrable and critical, as function and as coroutine. Each makes one tagged call."""
 
         @ai_task(criticality="deferrable", **QUICK)
         def summary(tag: str) -> str:
@@ -318,7 +317,6 @@ def shop(
     close_clients()
     dramatiq_broker.global_broker = None
     tideover_settings.forget()
-    gc.collect()
 
 
 @pytest.fixture
@@ -333,4 +331,3 @@ def private_shop(tmp_path: Path, wait_until: WaitUntil, monkeypatch: pytest.Monk
     dramatiq_broker.global_broker = None
     tideover_settings.forget()
     embedded.stop(tmp_path / "valkey")
-    gc.collect()

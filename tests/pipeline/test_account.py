@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
 import pytest
-from dramatiq.middleware import CurrentMessage, GroupCallbacks, SkipMessage
+from dramatiq.middleware import AsyncIO, CurrentMessage, GroupCallbacks, SkipMessage
 from dramatiq.rate_limits.backends import RedisBackend as BarrierBackend
+from dramatiq.results import ResultFailure
 
 import tideover
 from tideover import JobExpired, JobFailed, ai_task, claude, clock, text_of
 from tideover.testing import Fault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.pipeline.conftest import Shop
 
 SOON = timedelta(milliseconds=300)
@@ -72,6 +76,8 @@ def test_a_retry_is_the_same_job(shop: Shop) -> None:
     assert 3 == shop.result(job)
     shop.until_over()
     assert {"accepted": 1, "succeeded": 1} == shop.books()
+    assert "failed" not in shop.events(job)
+    assert tideover.status(job).end in (None, "succeeded")
 
 
 def test_a_retry_that_waits_is_queued(shop: Shop) -> None:
@@ -359,6 +365,20 @@ def test_a_job_for_an_unknown_actor_is_a_dead_letter(shop: Shop) -> None:
     assert {"accepted": 1, "failed": 1} == shop.books()
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_job_that_nobody_can_read_is_a_dead_letter(shop: Shop, ours: bool) -> None:
+    """A body that is no message ends as failed, kept as it is, and was accepted once, whoever sent it."""
+    body = b'{"options": {"tideover": {"sent_ms": 1}}, "args": ["cut' if ours else b"\x80\x04pickled by a stranger"
+    if ours:
+        shop.ledger.accept("default", "odd-id", body)
+    else:
+        shop.broker.client.hset(shop.keys.msgs("default"), "odd-id", body)
+        shop.broker.client.rpush(shop.keys.queue("default"), "odd-id")
+    shop.work()
+    shop.until(lambda: shop.books() == {"accepted": 1, "failed": 1}, "it is a dead letter")
+    assert body == shop.broker.client.hget(shop.keys.dead_msgs("default"), "odd-id")
+
+
 def test_the_status_of_a_job_all_its_life(shop: Shop) -> None:
     """`tideover.status` says queued, running, held with reason and breaker, queued for a retry, and how it ended."""
     running = []
@@ -420,55 +440,241 @@ def test_waiting_for_a_job_without_a_result(shop: Shop) -> None:
         tideover.wait_for_sync(quiet.send(), timeout=NOW)
 
 
-def test_a_retry_that_redis_refuses_does_not_lose_the_job(shop: Shop) -> None:
-    """While Redis takes no writes, a failed job that cannot be enqueued again goes back to its queue instead of vanishing."""
-    client = shop.broker.client
+@pytest.fixture
+def full(shop: Shop) -> Iterator[Callable[[], None]]:
+    """Makes Redis refuse writes, as one does that is full; `refusals` counts. It has room again after the test."""
+    yield lambda: shop.broker.client.config_set("maxmemory", "1")
+    make_room(shop)
 
-    @ai_task(criticality="deferrable", **shop.quick)
-    def shaky() -> str:
+
+def make_room(shop: Shop) -> None:
+    shop.broker.client.config_set("maxmemory", "0")
+
+
+def refusals(shop: Shop) -> int:
+    found = shop.broker.client.info("errorstats").get("errorstat_OOM")
+    return int(found["count"]) if found else 0
+
+
+def until_refused(shop: Shop) -> None:
+    """Waits until Redis has refused whatever the shop tried."""
+    until = refusals(shop) + 20
+    shop.until(lambda: refusals(shop) >= until, "Redis refuses")
+
+
+def test_a_retry_that_redis_refuses(shop: Shop, full: Callable[[], None]) -> None:
+    """While Redis is full, a failed job is not lost with its retry: it runs again, and ends once."""
+
+    @ai_task(criticality="deferrable", store_results=False, **shop.quick)
+    def shaky() -> None:
         shop.ran.append("shaky")
         if len(shop.ran) == 1:
-            client.config_set("maxmemory", "1")
+            full()
             raise ValueError("not yet")
-        return "done"
 
-    try:
-        shop.work()
-        job = shaky.send()
-        shop.until(lambda: shop.ran, "it ran")
-        shop.until(lambda: shop.books().get("missing", 0) == 0 and len(shop.ran) >= 1, "the sum is right")
-    finally:
-        client.config_set("maxmemory", "0")
-    assert "done" == shop.result(job)
-    shop.until_over()
-    assert {"accepted": 1, "succeeded": 1} == shop.books()
+    shop.work()
+    shaky.send()
+    shop.until(lambda: shop.ran, "it ran")
+    until_refused(shop)
+    make_room(shop)
+    shop.until(lambda: shop.books() == {"accepted": 1, "succeeded": 1}, "it has run again")
+    assert ["shaky"] * 2 == shop.ran
 
 
-def test_a_next_step_that_redis_refuses_does_not_lose_the_pipeline(shop: Shop) -> None:
+def test_a_next_step_that_redis_refuses(shop: Shop, full: Callable[[], None]) -> None:
     """The same for the next step of a pipeline: the first runs again rather than the second never."""
-    client = shop.broker.client
 
     @ai_task(criticality="deferrable")
     def first() -> str:
         shop.ran.append("first")
         if len(shop.ran) == 1:
-            client.config_set("maxmemory", "1")
+            full()
         return "tides"
 
     @ai_task(criticality="deferrable")
     def second(topic: str) -> str:
         return f"about {topic}"
 
-    try:
-        shop.work()
-        pipe = (first.message() | second.message()).run()
-        shop.until(lambda: shop.ran, "step one ran")
-        shop.until(lambda: client.info("errorstats").get("errorstat_OOM"), "Redis refused a write")
-    finally:
-        client.config_set("maxmemory", "0")
-    assert "about tides" == pipe.get_result(block=True, timeout=10_000)
+    shop.work()
+    pipe = (first.message() | second.message()).run()
+    shop.until(lambda: shop.ran, "step one ran")
+    until_refused(shop)
+    make_room(shop)
+    assert "about tides" == pipe.get_result(block=True, timeout=8000)
     shop.until_over()
     assert {"accepted": 2, "succeeded": 2} == shop.books()
+
+
+def test_a_hold_that_redis_refuses(shop: Shop, full: Callable[[], None]) -> None:
+    """A job that cannot be held while Redis is full is held, or run, when there is room again."""
+
+    @ai_task(criticality="deferrable", models=[shop.model], **shop.quick)
+    def unlucky(tag: str) -> str:
+        shop.ran.append(tag)
+        if len(shop.ran) == 1:
+            full()
+        return text_of(claude().messages.create(**shop.question(tag)))
+
+    shop.work()
+    shop.primary.fail(Fault.OVERLOADED)
+    job = unlucky.send("x")
+    shop.until(lambda: shop.calls("x"), "its call failed")
+    until_refused(shop)
+    shop.heal()
+    make_room(shop)
+    assert "anthropic" == shop.result(job).partition(":")[0]
+    shop.until_over()
+    assert {"accepted": 1, "succeeded": 1} == shop.books()
+
+
+def test_an_acknowledgement_that_redis_refuses(shop: Shop, full: Callable[[], None]) -> None:
+    """A job that ended while Redis is full does not stay in its worker for ever: it ends when there is room again."""
+
+    @ai_task(criticality="deferrable", store_results=False)
+    def last_straw() -> None:
+        shop.ran.append("ran")
+        if len(shop.ran) == 1:
+            full()
+
+    shop.work()
+    last_straw.send()
+    shop.until(lambda: shop.ran, "it ran")
+    until_refused(shop)
+    make_room(shop)
+    shop.until_over()
+    assert {"accepted": 1, "succeeded": 1} == shop.books()
+
+
+def test_a_failure_while_redis_is_full(shop: Shop, full: Callable[[], None]) -> None:
+    """A job that fails for good while Redis is full ends as failed, at the latest when there is room again."""
+
+    @ai_task(criticality="deferrable", max_retries=0, store_results=False)
+    def buggy() -> None:
+        full()
+        raise ValueError("a bug")
+
+    shop.work()
+    buggy.send()
+    shop.until(lambda: refusals(shop), "Redis is full")
+    until_refused(shop)
+    make_room(shop)
+    shop.until(lambda: shop.books() == {"accepted": 1, "failed": 1}, "it has failed")
+
+
+def test_a_result_that_redis_refuses(shop: Shop, full: Callable[[], None]) -> None:
+    """An answer that could not be stored is not counted as a success without one: the job runs again."""
+
+    @ai_task(criticality="deferrable", **shop.quick)
+    def answer() -> str:
+        shop.ran.append("ran")
+        if len(shop.ran) == 1:
+            full()
+        return "the answer"
+
+    shop.work()
+    job = answer.send()
+    shop.until(lambda: shop.ran, "it ran")
+    until_refused(shop)
+    make_room(shop)
+    assert "the answer" == shop.result(job)
+
+
+def test_a_group_that_is_held_for_longer_than_its_barrier_lives(shop: Shop) -> None:
+    """The barrier of a group outlives any outage: its completion callback runs once, when all members have ended."""
+    shop.broker.add_middleware(GroupCallbacks(BarrierBackend(client=shop.broker.client), barrier_ttl=800))
+
+    @dramatiq.actor
+    def complete() -> None:
+        shop.ran.append("complete")
+
+    shop.work()
+    shop.open_breaker()
+    group = dramatiq.group(shop.summary.message(f"member{i}") for i in range(3))
+    group.add_completion_callback(complete.message())
+    group.run()
+    shop.until(lambda: shop.books() == {"accepted": 6, "held": 6}, "all members are held")
+    held_at = clock.now()
+    shop.until(lambda: clock.now() > held_at + 1.2, "the barrier would have died")
+    shop.heal()
+    shop.until(lambda: shop.books().get("succeeded", 0) >= 6, "the members have ended")
+    shop.until(lambda: "complete" in shop.ran, "the group is complete", within_s=2)
+    shop.until_over()
+    assert 1 == shop.ran.count("complete")
+
+
+def test_the_current_message_is_known_in_function_and_coroutine(shop: Shop) -> None:
+    """dramatiq's CurrentMessage works in both."""
+    shop.broker.add_middleware(CurrentMessage())
+
+    def whoami() -> str:
+        message = CurrentMessage.get_current_message()
+        return "nobody" if message is None else str(message.message_id)
+
+    @ai_task(criticality="deferrable")
+    def function() -> str:
+        return whoami()
+
+    @ai_task(criticality="deferrable")
+    async def coroutine() -> str:
+        return whoami()
+
+    shop.work()
+    jobs = [function.send(), coroutine.send()]
+    assert [job.message_id for job in jobs] == [shop.result(job) for job in jobs]
+
+
+def test_a_time_limit_ends_a_coroutine(shop: Shop) -> None:
+    """dramatiq's `time_limit` fails a coroutine, too, though no thread can be interrupted for it."""
+
+    @ai_task(criticality="deferrable", max_retries=0, time_limit=200)
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    shop.work()
+    job = endless.send()
+    shop.until_over()
+    assert {"accepted": 1, "failed": 1} == shop.books()
+    with pytest.raises(ResultFailure, match="TimeLimitExceeded"):
+        job.get_result()
+
+
+def test_callbacks_see_ends_and_no_holds(shop: Shop) -> None:
+    """dramatiq's `on_success` and `on_failure` run once, at the end, and not for a hold."""
+
+    @dramatiq.actor
+    def succeeded(message: Any, result: Any) -> None:
+        shop.ran.append("succeeded")
+
+    @dramatiq.actor
+    def failed(message: Any, error: Any) -> None:
+        shop.ran.append("failed")
+
+    shop.work()
+    shop.primary.fail(Fault.OVERLOADED)
+    jobs = [shop.summary.send_with_options(args=(f"job{i}",), on_success="succeeded", on_failure="failed") for i in range(3)]
+    shop.until(lambda: not shop.is_up(), "the breaker opens")
+    shop.until_all("held", jobs)
+    assert (0, 0) == (shop.ran.count("succeeded"), shop.ran.count("failed"))
+    shop.heal()
+    shop.until(lambda: shop.ran.count("succeeded") == 3, "the callbacks run")
+    shop.until_over()
+    assert (3, 0) == (shop.ran.count("succeeded"), shop.ran.count("failed"))
+    assert {"accepted": 6, "succeeded": 6} == shop.books()
+
+
+def test_a_plain_coroutine_actor_works_as_ever(shop: Shop) -> None:
+    """A coroutine that is no AI task runs on dramatiq's own loop."""
+    shop.broker.add_middleware(AsyncIO())
+
+    @dramatiq.actor(store_results=True)
+    async def add(a: int, b: int) -> int:
+        await asyncio.sleep(0)
+        return a + b
+
+    shop.work()
+    assert 3 == add.send(1, 2).get_result(block=True, timeout=5000)
+    shop.until_over()
+    assert {"accepted": 1, "succeeded": 1} == shop.books()
 
 
 def test_every_key_is_known(shop: Shop) -> None:

@@ -132,9 +132,9 @@ def test_redis_killed_between_an_attempt_and_its_retry(private_shop: Shop) -> No
 
 @pytest.mark.parametrize("kind", ["summary", "asummary"])
 def test_sigterm_gives_unfinished_work_back(shop: Shop, processes: list[subprocess.Popen[bytes]], kind: str) -> None:
-    """A worker that is told to stop lets calls finish for the grace, gives the rest back, attempts unspent, and exits with 0."""
+    """A worker told to stop lets calls finish for the grace, gives the rest back, attempts unspent, and exits with 0."""
     if kind == "summary":
-        shop.configure(shutdown_grace_s=0.2, timeout_s=2)
+        shop.configure(shutdown_grace_s=0.2, timeout_s=1)
     else:
         shop.configure(shutdown_grace_s=0.2, timeout_s=60)
     shop.primary.fail(Fault.HANG)

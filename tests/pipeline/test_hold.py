@@ -39,7 +39,7 @@ OUTAGES = [
     Fault.OK_EMPTY,
     Fault.OK_ERROR_BODY,
 ]
-"""What a plain call can meet that is not the caller's fault, a hang apart. `STREAM_NO_STOP`: an answer without a stop reason."""
+"""What a plain call can meet that is not the caller's fault, a hang apart. `STREAM_NO_STOP` answers without a stop reason."""
 
 
 @pytest.mark.parametrize("fault", OUTAGES)

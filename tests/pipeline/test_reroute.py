@@ -12,7 +12,7 @@ import pytest
 
 import tideover
 from tideover import aclaude, ai_task, claude, clock, last_served, text_of, wrap
-from tideover.testing import Fault, FakeProvider, Latency
+from tideover.testing import FakeProvider, Fault, Latency
 
 if TYPE_CHECKING:
     from collections.abc import Callable

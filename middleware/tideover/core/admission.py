@@ -54,18 +54,17 @@ def readiness(job: Job, hop: Hop, *, now: float, permit: Permit | None) -> Readi
     """Whether a hop can carry this job's call now (*pace*: it could, but must not be hurried)."""
     if hop.refused is not None:
         return "pace" if hop.refused == BUSY else "no"
-    if permit is not None and permit.forced:
+    if permit is not None and permit.covers(hop.key, hop.breaker):
         return "yes"
-    permitted = permit is not None and permit.covers(hop.key, hop.breaker)
     if hop.breaker.throttled_until > now:
         return "pace"
     match hop.breaker.state:
         case "closed":
             return "yes"
         case "recovering":
-            return "yes" if permitted or job.criticality == "critical" else "pace"
+            return "yes" if job.criticality == "critical" else "pace"
         case "open" | "half-open":
-            return "yes" if permitted else "no"
+            return "no"
 
 
 def decide(job: Job, chain: Sequence[Hop], *, now: float, permit: Permit | None = None) -> Verdict:

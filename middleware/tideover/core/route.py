@@ -13,8 +13,8 @@ FORCED = "*"
 ODD = re.compile(r"[^\w.:/@+-]")
 LONGEST_MODEL = 120
 
-BUSY = "all its slots are taken"
-"""The one refusal that passes by itself within moments."""
+BUSY = "it has no room just now"
+"""The refusal that passes by itself: its slots are taken, or it asked for quiet."""
 
 
 def breaker_key(route: str, model: str) -> str:
