@@ -86,7 +86,7 @@ class Tideover(dramatiq.Middleware):
         task.check_routes()
         keys = Keys(broker.namespace)
         with store_errors("sending the first job of a task"):
-            Registry(broker.client, keys).enter_tasks({task.actor_name: facts_of(task)})
+            Registry(broker.client, keys).enter_tasks({task.actor_name: task.facts()})
         self._announced.add(task.actor_name)
 
     # workers
@@ -215,12 +215,6 @@ def check_size(broker: Broker, body: bytes) -> None:
             f"the job has {len(body):,} bytes; max_payload_bytes is {most:,}. "
             "Send a reference (an id, an object's URL) instead of the content, or raise the setting"
         )
-
-
-def facts_of(task: AITask[Any, Any]) -> dict[str, Any]:
-    """What tools show of a task."""
-    said = task.criticality if isinstance(task.criticality, str) else "by arguments"
-    return {"queue": task.queue_name, "criticality": said, "routes": task.routes(), "models": task.models}
 
 
 class SettingsBroker(RedisBroker):

@@ -78,6 +78,11 @@ class AITask(dramatiq.Actor[P, R]):
 
         return (self.route or settings().primary, *self.reroute)
 
+    def facts(self) -> dict[str, Any]:
+        """What tools show of the task."""
+        said = self.criticality if isinstance(self.criticality, str) else "by arguments"
+        return {"queue": self.queue_name, "criticality": said, "routes": self.routes(), "models": self.models}
+
     def check_routes(self) -> None:
         """Raises `ConfigurationError` when it names a route that the settings lack. Asked at worker boot and first send."""
         from tideover.settings import settings

@@ -20,7 +20,6 @@ from tideover.core.job import CRITICAL_SUFFIX
 from tideover.errors import ConfigurationError
 from tideover.gate import Gate, GatedConsumer
 from tideover.health import Health
-from tideover.middleware import facts_of
 from tideover.settings import Settings, settings
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog
@@ -123,7 +122,7 @@ def ai_tasks(broker: Broker) -> list[AITask[Any, Any]]:
 def enter(registry: Registry, config: Settings, tasks: list[AITask[Any, Any]]) -> None:
     """Writes what tools need to know of this deployment; no secret is among it."""
     registry.announce()
-    registry.enter_tasks({task.actor_name: facts_of(task) for task in tasks})
+    registry.enter_tasks({task.actor_name: task.facts() for task in tasks})
     registry.enter_routes({name: {"kind": route.kind, "models": route.models} for name, route in config.routes.items()})
 
 
