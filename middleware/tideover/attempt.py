@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ class Note:
     end: End | None = None
     concluding: bool = False
     """Its function has ended; what is enqueued from here on is its retry or its next step."""
+    store_again: Callable[[], object] | None = None
+    """Stores the result, which Redis refused: tried again before the acknowledgement, for the answer has been paid for."""
     follow_up_failed: bool = False
     """A retry or a next step could not be enqueued just now, so the message must go back instead of being acknowledged."""
 

@@ -20,7 +20,7 @@ from tideover.core.job import Criticality, End, Job, is_criticality
 from tideover.core.route import Permit
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog, Fetched, HeldFacts
-from tideover.store.client import GONE
+from tideover.store.client import FAILED
 from tideover.store.keys import wait_key_text
 from tideover.store.stories import Line, Stories
 from tideover.task import STAMP, AITask
@@ -120,23 +120,28 @@ class Gate:
                 self._tell_held(done, new={message.message_id for message, _ in held if not is_storied(message)})
 
     def settle(self, queue: str, message: MessageProxy, end: End) -> None:
-        """Ends a fetched message in the account; this is its acknowledgement. Its story comes first: a waiter reads it."""
-        note = note_of(message)
-        attempt = note.attempt
-        if end in ("expired", "failed") or is_storied(message) or (attempt is not None and attempt.rerouted):
-            served = [] if attempt is None else [f"{served.route}:{served.model}" for served in attempt.served]
-            self.tell(Line(message.message_id, clock.now(), end, {"task": message.actor_name, "served": served}))
-        ours = self.ledger.settle(self.worker, queue, redis_id(message), message.message_id, end)
-        if ours and end == "unexplained":
-            events.job_end_unexplained(message.message_id, message.actor_name)
-        if ours and end == "expired":
-            events.job_expired(message.message_id, message.actor_name, queue)
+        """Ends a fetched message in the account; this is its acknowledgement."""
+        attempt = note_of(message).attempt
+        served = [] if attempt is None else [f"{served.route}:{served.model}" for served in attempt.served]
+        line = Line(message.message_id, clock.now(), end, {"task": message.actor_name, "served": served})
+        if end == "expired":
+            self.tell(line)  # first, because whoever waits for an expired job finds no result, and reads its story
+        if not self.ledger.settle(self.worker, queue, redis_id(message), message.message_id, end):
+            return
+        match end:
+            case "unexplained":
+                events.job_end_unexplained(message.message_id, message.actor_name)
+            case "expired":
+                events.job_expired(message.message_id, message.actor_name, queue)
+            case "succeeded" | "failed" | "discarded":
+                if end == "failed" or is_storied(message) or (attempt is not None and attempt.rerouted):
+                    self.tell(line)
 
     def tell(self, *lines: Line) -> None:
         """Adds to stories. They explain; they decide nothing, so failing to tell is no failure of the job."""
         try:
             self.stories.add(lines)
-        except GONE as error:
+        except FAILED as error:
             events.store_unavailable("telling stories of jobs", type(error).__name__)
 
     def _facts(self, queue: str, message: MessageProxy, job: Job, verdict: Hold) -> HeldFacts:
@@ -189,6 +194,15 @@ def mark_storied(message: Any) -> None:
     message.options[STAMP] = {**stamp_of(message), "storied": True}
 
 
+class QuietProxy(MessageProxy):
+    """A message that shows no arguments when dramatiq logs it: they may be prompts."""
+
+    def __str__(self) -> str:
+        return f"{self.actor_name}, job {self.message_id}"
+
+    __repr__ = __str__
+
+
 class GatedConsumer(Consumer):
     """dramatiq's consumer of one queue, with our scripts. Used by its ConsumerThread; acks come from other threads."""
 
@@ -209,7 +223,7 @@ class GatedConsumer(Consumer):
                 self._reclaim()
             if not self._ready:
                 self._fill()
-        except GONE as error:
+        except FAILED as error:
             self._reclaim_at = 0.0
             raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
         return self._ready.popleft() if self._ready else None
@@ -217,6 +231,9 @@ class GatedConsumer(Consumer):
     def ack(self, message: MessageProxy) -> None:
         note = note_of(message)
         with self._parting([message]):
+            if note.store_again is not None:
+                note.store_again()
+                note.store_again = None
             if note.hold is not None:
                 self.gate.hold(self.queue, [(message, note.hold)])
             elif note.follow_up_failed:
@@ -245,7 +262,7 @@ class GatedConsumer(Consumer):
         """Forgets messages once their move is made; while Redis is gone they stay ours, and dramatiq tries again."""
         try:
             yield
-        except GONE as error:
+        except FAILED as error:
             raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
         for message in messages:
             self.taken.pop(redis_id(message), None)
@@ -305,7 +322,7 @@ class GatedConsumer(Consumer):
                 self.gate.ledger.adopt(self.gate.worker, self.queue, [job.redis_id])
             self.gate.ledger.settle(self.gate.worker, self.queue, job.redis_id, job.redis_id, "failed")
             return None
-        proxy = MessageProxy(message)
+        proxy = QuietProxy(message)
         if job.permit is not None:
             note_of(proxy).permit = Permit.parse(job.permit)
             proxy.options["max_age"] = NO_AGE_LIMIT_MS

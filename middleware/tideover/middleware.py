@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
@@ -223,6 +224,10 @@ class SettingsBroker(RedisBroker):
     def __init__(self) -> None:
         super().__init__(client=lazy_client(settings_url))  # type: ignore[no-untyped-call]
 
+    def close(self) -> None:
+        built.discard(self)
+        super().close()
+
     @property
     def namespace(self) -> str:
         from tideover.settings import settings
@@ -244,7 +249,20 @@ def broker_from_settings() -> RedisBroker:
     """The broker of an application that set none."""
     broker = SettingsBroker()
     broker.add_middleware(Tideover())
+    built.add(broker)
     return broker
+
+
+built: WeakSet[SettingsBroker] = WeakSet()
+
+
+def check_only_broker(broker: Broker) -> None:
+    """Raises `ConfigurationError` when another broker was set after tasks were declared on one from the settings."""
+    if any(other is not broker and other.actors for other in built):
+        raise ConfigurationError(
+            "set_broker was called after AI tasks had been declared on a broker built from the settings: they would send to "
+            "one Redis and workers fetch from another. Call set_broker before the first task is declared"
+        )
 
 
 def ensure_results(broker: Broker) -> None:

@@ -344,6 +344,8 @@ def broker_for(broker: Broker | None) -> Broker:
     if on is None:
         on = middleware.broker_from_settings()
         dramatiq.set_broker(on)
+    if broker is None:
+        middleware.check_only_broker(on)
     if not any(isinstance(m, middleware.Tideover) for m in on.middleware):
         raise ConfigurationError(
             f"an AI task needs a broker with tideover on it, and this {type(on).__name__} has none. "

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -311,6 +312,8 @@ def shop(
     tmp_path: Path, client: redis.Redis, valkey_url: str, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Shop]:
     """A shop of this test's own, on the shared server."""
+    for logger in logging.Logger.manager.loggerDict.values():
+        monkeypatch.setattr(logger, "disabled", False, raising=False)  # import-linter, run in this process, disables them all
     made = Shop(tmp_path, valkey_url, wait_until, monkeypatch)
     yield made
     made.close()

@@ -579,29 +579,6 @@ def test_a_result_that_redis_refuses(shop: Shop, full: Callable[[], None]) -> No
     assert "the answer" == shop.result(job)
 
 
-def test_a_group_that_is_held_for_longer_than_its_barrier_lives(shop: Shop) -> None:
-    """The barrier of a group outlives any outage: its completion callback runs once, when all members have ended."""
-    shop.broker.add_middleware(GroupCallbacks(BarrierBackend(client=shop.broker.client), barrier_ttl=800))
-
-    @dramatiq.actor
-    def complete() -> None:
-        shop.ran.append("complete")
-
-    shop.work()
-    shop.open_breaker()
-    group = dramatiq.group(shop.summary.message(f"member{i}") for i in range(3))
-    group.add_completion_callback(complete.message())
-    group.run()
-    shop.until(lambda: shop.books() == {"accepted": 6, "held": 6}, "all members are held")
-    held_at = clock.now()
-    shop.until(lambda: clock.now() > held_at + 1.2, "the barrier would have died")
-    shop.heal()
-    shop.until(lambda: shop.books().get("succeeded", 0) >= 6, "the members have ended")
-    shop.until(lambda: "complete" in shop.ran, "the group is complete", within_s=2)
-    shop.until_over()
-    assert 1 == shop.ran.count("complete")
-
-
 def test_the_current_message_is_known_in_function_and_coroutine(shop: Shop) -> None:
     """dramatiq's CurrentMessage works in both."""
     shop.broker.add_middleware(CurrentMessage())

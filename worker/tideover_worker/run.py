@@ -13,12 +13,14 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import ceil
 from typing import Any
 
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage, TimeLimit, TimeLimitExceeded
+from dramatiq.results import Results
 from dramatiq.worker import Worker, WorkerThread, _WorkQueueItem
 
 from tideover import clock
@@ -26,6 +28,7 @@ from tideover.attempt import note_of, processing
 from tideover.core.admission import Expire, Hold
 from tideover.errors import JobExpired
 from tideover.gate import Gate, criticality_of
+from tideover.store.client import FAILED
 from tideover.task import AITask
 
 THREAD_BOUND = frozenset({"TimeLimit", "ShutdownNotifications", "Abortable"})
@@ -91,6 +94,8 @@ class Hooks:
         except Exception as error:
             if isinstance(error, MiddlewareError) and hook.startswith("before_"):
                 raise
+            if isinstance(error, FAILED) and isinstance(middleware, Results):
+                note_of(message).store_again = partial(getattr(middleware, hook), self.broker, message, **kwargs)
             self.broker.logger.critical("Unexpected failure in %s of %r.", hook, middleware, exc_info=True)
 
 
