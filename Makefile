@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := .venv/.runtime
 DEV := .venv/.dev
+WORKERS ?= 4
+# Tests wait more than they compute: more processes than cores is right.
 
 .PHONY: help setup demo test check format lint types clean
 .DEFAULT_GOAL := help
@@ -18,12 +20,12 @@ demo: $(RUN) ## the whole story on this machine, in under a minute
 	@$(BIN)/tideover demo
 
 test: $(DEV) ## run the tests
-	$(BIN)/pytest -n auto -q
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q
 
 check: lint types $(DEV) ## everything that CI checks
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
-	$(BIN)/pytest -n auto -q
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q
 
 format: $(DEV) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .

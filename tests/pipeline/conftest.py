@@ -210,9 +210,13 @@ class Shop:
         """The primary fails until told otherwise, and its breaker is open; the three jobs that paid for it are held."""
         self.primary.fail(fault, **how)
         canaries = self.send(self.summary, 3, "canary")
-        self.until(lambda: not self.is_up(), "the breaker of the primary opens")
+        self.until_open()
         self.until_all("held", canaries)
         return canaries
+
+    def until_open(self) -> None:
+        """Waits until the primary's breaker is open, and the worker of this process has heard of it."""
+        self.until(lambda: not self.is_up() and self.seen().state != "closed", "the breaker of the primary opens")
 
     def heal(self) -> None:
         self.primary.heal()
@@ -299,12 +303,18 @@ def served_by() -> str:
 
 
 def close_clients() -> None:
-    """Parts with the SDK clients of this process, which outlive the settings they were made from."""
-    if "tideover.providers.wire" not in sys.modules:
-        return
-    from tideover.providers import wire
+    """Parts with the SDK clients of this process's threads, which outlive the settings that they were made from."""
+    if "tideover.providers.wire" in sys.modules:
+        from tideover.providers import wire
 
-    wire.close()
+        wire.close()
+
+
+@pytest.fixture
+def swift_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """dramatiq waits seconds before it tries again what Redis did not take."""
+    monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.1)
+    monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.1)
 
 
 @pytest.fixture

@@ -441,7 +441,7 @@ def test_waiting_for_a_job_without_a_result(shop: Shop) -> None:
 
 
 @pytest.fixture
-def full(shop: Shop) -> Iterator[Callable[[], None]]:
+def full(shop: Shop, swift_restarts: None) -> Iterator[Callable[[], None]]:
     """Makes Redis refuse writes, as one does that is full; `refusals` counts. It has room again after the test."""
     yield lambda: shop.broker.client.config_set("maxmemory", "1")
     make_room(shop)
@@ -612,7 +612,7 @@ def test_a_time_limit_ends_a_coroutine(shop: Shop) -> None:
     shop.until_over()
     assert {"accepted": 1, "failed": 1} == shop.books()
     with pytest.raises(ResultFailure, match="TimeLimitExceeded"):
-        job.get_result()
+        job.get_result(block=True, timeout=2000)
 
 
 def test_callbacks_see_ends_and_no_holds(shop: Shop) -> None:
@@ -629,7 +629,7 @@ def test_callbacks_see_ends_and_no_holds(shop: Shop) -> None:
     shop.work()
     shop.primary.fail(Fault.OVERLOADED)
     jobs = [shop.summary.send_with_options(args=(f"job{i}",), on_success="succeeded", on_failure="failed") for i in range(3)]
-    shop.until(lambda: not shop.is_up(), "the breaker opens")
+    shop.until_open()
     shop.until_all("held", jobs)
     assert (0, 0) == (shop.ran.count("succeeded"), shop.ran.count("failed"))
     shop.heal()

@@ -41,13 +41,6 @@ async def asummary(tag: str) -> str:
 
 
 @pytest.fixture
-def swift_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """dramatiq waits seconds before it tries a lost connection again."""
-    monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.1)
-    monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.1)
-
-
-@pytest.fixture
 def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
     """Worker processes that a test started; what is still there afterwards is killed."""
     started: list[subprocess.Popen[bytes]] = []

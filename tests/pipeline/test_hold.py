@@ -60,7 +60,7 @@ def test_a_hold_spends_nothing(shop: Shop, kind: str) -> None:
     shop.work()
     shop.primary.fail(Fault.OVERLOADED)
     jobs = shop.send(getattr(shop, kind), 3, "job")
-    shop.until(lambda: not shop.is_up(), "the breaker opens")
+    shop.until_open()
     shop.until_all("held", jobs)
     bodies = [shop.body(job) for job in jobs]
     assert [job.args for job in jobs] == [body.args for body in bodies if body is not None]
@@ -183,7 +183,7 @@ def test_prefetched_coroutines_are_stopped_too(shop: Shop) -> None:
     shop.until(lambda: len(started) == 3, "three are in flight")
     shop.primary.fail(Fault.OVERLOADED)
     gate.append(True)
-    shop.until(lambda: not shop.is_up(), "the breaker opens")
+    shop.until_open()
     late = shop.send(slow, 10, "late")
     shop.until_all("held", [*jobs, *late])
     assert [] == [tag for tag in started if tag.startswith("late")]
@@ -247,7 +247,7 @@ def test_an_error_raised_over_a_swallowed_hold_is_no_failure(shop: Shop) -> None
     shop.work()
     shop.primary.fail(Fault.OVERLOADED)
     jobs = shop.send(reckless, 3, "job")
-    shop.until(lambda: not shop.is_up(), "the breaker opens")
+    shop.until_open()
     shop.until_all("held", jobs)
     assert {"accepted": 3, "held": 3} == shop.books()
 
@@ -317,7 +317,7 @@ def test_a_job_s_own_bug_is_a_failure(shop: Shop) -> None:
     assert ["bug"] * 3 == shop.ran
     assert "held" not in shop.events(job)
     with pytest.raises(ResultFailure, match="a bug"):
-        job.get_result()
+        job.get_result(block=True, timeout=2000)
 
 
 def test_a_model_s_bad_json_is_the_job_s_own_failure(shop: Shop) -> None:
@@ -397,7 +397,7 @@ def test_a_hang_holds(shop: Shop, kind: str) -> None:
     shop.work()
     shop.primary.fail(Fault.HANG)
     jobs = shop.send(getattr(shop, kind), 3, "hang")
-    shop.until(lambda: not shop.is_up(), "the breaker opens")
+    shop.until_open()
     shop.until_all("held", jobs)
     assert {"accepted": 3, "held": 3} == shop.books()
 
@@ -428,7 +428,7 @@ def test_an_incomplete_stream_holds(shop: Shop, fault: Fault, asynchronous: bool
     shop.work()
     shop.primary.fail(fault)
     jobs = shop.send(read, 3, "stream")
-    shop.until(lambda: not shop.is_up(), "the breaker opens")
+    shop.until_open()
     shop.until_all("held", jobs)
     assert [] == ends
     shop.heal()

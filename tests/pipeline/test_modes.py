@@ -41,7 +41,7 @@ def open_without_holding(shop: Shop) -> list[Job]:
     """In observe mode the breaker opens, too; jobs that paid for it fail as stock dramatiq lets them fail."""
     shop.primary.fail(Fault.OVERLOADED)
     jobs = shop.send(shop.summary, 3, "canary")
-    shop.until(lambda: not shop.is_up(), "the breaker opens")
+    shop.until_open()
     shop.until_over()
     return jobs
 

@@ -114,7 +114,7 @@ def test_hold_and_release(shop: Shop, logs: pytest.LogCaptureFixture, secret: st
     shop.work()
     shop.primary.fail(Fault.OVERLOADED)
     first = [task.send(secret) for _ in range(3)]
-    shop.until(lambda: not shop.is_up(), "the breaker opens")
+    shop.until_open()
     jobs = [*first, task.send(secret)]
     shop.until_all("held", jobs)
     check_redis(shop, secret)
@@ -233,13 +233,10 @@ def test_arguments_that_are_refused(shop: Shop, secret: str) -> None:
     assert secret not in f"{unfaithful.value!r} {too_large.value!r}"
 
 
-def test_redis_gone_while_a_job_runs(
-    private_shop: Shop, logs: pytest.LogCaptureFixture, secret: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("swift_restarts")
+def test_redis_gone_while_a_job_runs(private_shop: Shop, logs: pytest.LogCaptureFixture, secret: str) -> None:
     """The acknowledgement fails and is tried again: dramatiq's warning must not name the arguments."""
     shop = private_shop
-    monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.1)
-    monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.1)
     folder = shop.folder / "valkey"
 
     @ai_task(criticality="deferrable", store_results=False)
