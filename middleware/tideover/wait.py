@@ -26,6 +26,8 @@ R = TypeVar("R")
 
 FIRST_POLL_S = 0.01
 LONGEST_POLL_S = 0.25
+SETTLING_S = 0.5
+"""How long the result of a job that is gone may still come: dramatiq stores a failure after it parted with the job."""
 PROBE_GAP_S = 15.0
 """When asking again makes sense for a held job: a breaker that is open is probed about so often."""
 
@@ -102,6 +104,7 @@ class Steps:
     def __init__(self, message: Message[Any], timeout: timedelta, through_holds: bool) -> None:
         self.message, self.timeout_s, self.through_holds = message, timeout.total_seconds(), through_holds
         self.result: Any = None
+        self._gone_since: float | None = None
 
     def __iter__(self) -> Generator[float, None, None]:
         backlog = backlog_of()
@@ -127,9 +130,7 @@ class Steps:
             held = held_facts(backlog, self.message)
             if held is not None and not self.through_holds:
                 raise NotYet(self.message.message_id, held.reason, PROBE_GAP_S) from None
-            if held is None and self.is_over(backlog):
-                return self.last_look(backlog)
-            return False
+            return held is None and self.is_over(backlog) and self.last_look(backlog)
         return True
 
     def is_over(self, backlog: Backlog) -> bool:
@@ -137,16 +138,16 @@ class Steps:
         return backlog.place(self.message.message_id, sent_as, queue_of(self.message)) is None
 
     def last_look(self, backlog: Backlog) -> bool:
-        """The job is gone; its result may have come in between."""
-        try:
-            self.result = self.message.get_result(backend=dramatiq.get_broker().get_results_backend())
-        except ResultMissing:
-            end = end_of(backlog, self.message)
-            if end == "expired":
-                raise JobExpired(self.message.message_id) from None
-            why = "it stores no result, or its result has expired" if end in (None, "succeeded") else "see its story"
-            raise JobFailed(self.message.message_id, end or "ended", why) from None
-        return True
+        """The job is gone. How it ended is told, and its result stored, within moments of that."""
+        end = end_of(backlog, self.message)
+        if end == "expired":
+            raise JobExpired(self.message.message_id) from None
+        if self._gone_since is None:
+            self._gone_since = clock.monotonic()
+        if clock.monotonic() - self._gone_since < SETTLING_S:
+            return False
+        why = "it stores no result, or its result has expired" if end in (None, "succeeded") else "see its story"
+        raise JobFailed(self.message.message_id, end or "ended", why) from None
 
 
 def backlog_of() -> Backlog:

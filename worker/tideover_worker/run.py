@@ -11,6 +11,7 @@ import contextvars
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -35,6 +36,7 @@ THREAD_BOUND = frozenset({"TimeLimit", "ShutdownNotifications", "Abortable"})
 """Middlewares that raise into the thread that called them; for a coroutine the runner does their work."""
 
 HOOK_THREADS = 4
+MOST_FRAMES = 6
 POLL_S = 0.02
 CANCEL_S = 5.0
 
@@ -248,7 +250,7 @@ class Runner(WorkerThread):
         self.finish(message)
 
     def conclude(self, hooks: Hooks, message: MessageProxy, error: BaseException) -> None:
-        """The after-hooks of an attempt that raised. Arguments may be prompts, so the log names the job only."""
+        """The after-hooks of an attempt that raised. The log names the job and the place, never arguments or messages."""
         if isinstance(error, JobExpired):
             self.mark_expired(message)
             hooks.after("skip_message", message)
@@ -262,7 +264,7 @@ class Runner(WorkerThread):
         task = self.broker.actors.get(message.actor_name)
         throws = message.options.get("throws") or (task.options.get("throws") if task else None)
         if not isinstance(error, Retry | RateLimitExceeded) and not (throws and isinstance(error, throws)):
-            self.logger.error("Job %s of task %s failed.", message.message_id, message.actor_name, exc_info=error)
+            self.logger.error("Job %s of task %s failed: %s", message.message_id, message.actor_name, told(error))
         hooks.after("process_message", message, exception=error)
 
     def finish(self, message: MessageProxy) -> None:
@@ -287,6 +289,13 @@ class Runner(WorkerThread):
             left_s = None if timeout is None else max(0.0, timeout - (clock.monotonic() - started))
             grace_s = self.gate.health.settings.worker.shutdown_grace_s
             self.shared.finish_in_flight(grace_s if left_s is None else min(grace_s, left_s))
+
+
+def told(error: BaseException) -> str:
+    """What an attempt raised and where, without the error's message: it may quote a prompt, as a validation error does."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]
+    return " < ".join([type(error).__qualname__, *places[:MOST_FRAMES]])
 
 
 async def close_clients() -> None:
