@@ -84,12 +84,13 @@ def aclaude() -> AsyncAnthropic:
 
 
 def wrap(client: C) -> C:
-    """The same for a client that you built: it stays the primary, and its retries are off, because waiting is tideover's."""
+    """The same for a client that you built: it stays the primary. In a job its retries are off: waiting is tideover's."""
     import anthropic
 
     attempt = current.get()
     carrier: Any = async_carrier(attempt) if isinstance(client, anthropic.AsyncAnthropic) else sync_carrier(attempt)
-    carried: Any = client.with_options(middleware=[*client.middleware, carrier], max_retries=0)
+    retries: dict[str, Any] = {} if attempt is None else {"max_retries": 0}
+    carried: Any = client.with_options(middleware=[*client.middleware, carrier], **retries)
     return carried  # type: ignore[no-any-return]
 
 

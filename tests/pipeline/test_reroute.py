@@ -419,11 +419,11 @@ def test_outside_a_job_the_primary_is_called(shop: Shop) -> None:
 
 
 def test_outside_a_job_an_outage_is_an_error(shop: Shop) -> None:
-    """There is no job to hold, so the SDK's error is raised, after one call."""
+    """There is no job to hold, so the SDK's error is raised, after its own two retries."""
     shop.primary.fail(Fault.OVERLOADED)
     with pytest.raises(anthropic.APIStatusError):
         claude().messages.create(**shop.question("aside"))
-    assert 1 == len(shop.primary.calls())
+    assert 3 == len(shop.primary.calls())
 
 
 def test_a_reroute_is_in_the_job_s_story(shop: Shop) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routes that speak the Messages API: their clients, one attempt over them, and streams that may not end in silence.
 
-One client for each process, route and event loop; a fork starts anew. The SDK's own retries are off: waiting is ours.
+One client for each process, route and event loop; a fork starts anew. In a job the SDK's own retries are off: waiting is ours.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ async def aclose() -> None:
 def options_of(route: str) -> dict[str, Any]:
     found = settings().route(route)
     timeout = httpx2.Timeout(found.timeout_s, connect=min(found.timeout_s, CONNECT_TIMEOUT_S))
-    options: dict[str, Any] = {"api_key": settings().api_key(route) or NO_KEY, "max_retries": 0, "timeout": timeout}
+    options: dict[str, Any] = {"api_key": settings().api_key(route) or NO_KEY, "timeout": timeout}
     if found.base_url is not None:
         options["base_url"] = found.base_url
     return options
@@ -114,10 +114,9 @@ def over(client: anthropic.Anthropic, request: Any) -> Any:
         seen.append(call_next(inner))
         return seen[-1]
 
+    again = client.with_options(middleware=[*client.middleware, tap], max_retries=0)
     try:
-        client.with_middleware(tap).request(
-            request.cast_to, request.options, stream=request.stream, stream_cls=request.stream_cls
-        )
+        again.request(request.cast_to, request.options, stream=request.stream, stream_cls=request.stream_cls)
     except Exception:
         if not seen:
             raise
@@ -132,7 +131,7 @@ async def aover(client: anthropic.AsyncAnthropic, request: Any) -> Any:
         seen.append(await call_next(inner))
         return seen[-1]
 
-    again = client.with_middleware(tap)
+    again = client.with_options(middleware=[*client.middleware, tap], max_retries=0)
     try:
         await again.request(request.cast_to, request.options, stream=request.stream, stream_cls=request.stream_cls)
     except Exception:
