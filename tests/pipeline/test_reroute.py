@@ -324,7 +324,7 @@ def test_with_both_down_whichever_is_back_first_frees_the_job(shop: Shop, back: 
 
 
 def test_a_fallback_of_the_same_kind(shop: Shop) -> None:
-    """A second Messages endpoint is a fallback without translation, with its own key and its own names of models."""
+    """A second Messages endpoint is a fallback without translation, with its own names of models and its own key only."""
     second = FakeProvider("second", api_key="the-second-key", latency=Latency(base_s=0.002, per_output_token_s=0.0))
     with second:
         shop.monkeypatch.setenv("SECOND_KEY", "the-second-key")
@@ -340,7 +340,9 @@ models = {{ "{shop.model}" = "opus-there" }}
 
         @ai_task(**{**CRITICAL, "reroute": ["second"]})
         def ask(tag: str) -> tuple[str, ...]:
-            answer = claude().messages.create(**shop.question(tag), tools=TOOLS)
+            question = shop.question(tag)
+            question["extra_headers"] |= {"Authorization": f"Bearer {shop.primary_key}", "X-Api-Key": shop.primary_key}
+            answer = claude().messages.create(**question, tools=TOOLS)
             served = last_served()
             assert served is not None
             return served.route, text_of(answer).partition(":")[0]
