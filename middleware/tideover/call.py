@@ -174,10 +174,11 @@ def stay(attempt: Attempt, model: str, verdict: Hold, last: Tried | None, pauses
 
 def just_call(attempt: Attempt, route: str, model: str) -> Plan:
     """Calls the primary as if tideover were not there, apart from saying who answered."""
-    tried = yield Try(route, attempt.health.settings.route(route).model(model) or model)
+    name = attempt.health.settings.route(route).model(model) or model
+    tried = yield Try(route, name)
     assert not isinstance(tried, bool | None)
     if tried.outcome.kind == "ok":
-        attempt.served.append(Served(route, model, tried.losses))
+        attempt.served.append(Served(route, name, tried.losses))
     return tried
 
 
