@@ -108,16 +108,19 @@ def test_redis_killed_while_jobs_are_held(private_shop: Shop) -> None:
 def test_redis_killed_between_an_attempt_and_its_retry(private_shop: Shop) -> None:
     """A job that fails while Redis is gone is not lost with its retry: it runs again."""
     shop = private_shop
+    sent = threading.Event()
 
     @ai_task(criticality="deferrable", **shop.quick)
     def shaky() -> None:
         shop.ran.append("shaky")
         if len(shop.ran) == 1:
+            assert sent.wait(10)
             kill_server(shop)
             raise ValueError("not yet")
 
     shop.work()
     shaky.send()
+    sent.set()
     shop.until(lambda: shop.ran and embedded.running(shop.folder / "valkey") is None, "it failed while Redis is gone")
     restart_server(shop)
     shop.until(lambda: shop.books() == {"accepted": 1, "succeeded": 1}, "it has run again", within_s=15)
