@@ -6,8 +6,10 @@ Hypothesis runs the same examples every time. To look further: `pytest --hypothe
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -16,7 +18,8 @@ import redis
 from hypothesis import settings as hypothesis_settings
 
 from tideover import clock
-from tideover.store.keys import Keys
+from tideover.store import keys as keys_module
+from tideover.store.keys import NAMESPACES, Keys
 from tideover_worker import embedded
 
 hypothesis_settings.register_profile("same", derandomize=True, deadline=None)
@@ -66,3 +69,107 @@ def client(valkey_url: str) -> Iterator[redis.Redis]:
 def keys() -> Keys:
     """A namespace of its own."""
     return Keys(f"test-{uuid4().hex[:8]}")
+
+
+# The table of keys
+
+NAMES = {"queue": r"[^:]+", "worker": r"[^:]+", "day": r"\d{8}|today", "group": r"[^:]+", "key": r".+", "name": r"[a-z]+"}
+ANY_NAMESPACE = r"[^:]+"
+MOST_SECONDS = {
+    "window + 60 s": 3600 + 60,
+    "1 h": 3600,
+    "2 days": 2 * 86_400,
+    "8 days": 8 * 86_400,
+    "seconds": 60,
+    "30 days": 30 * 86_400,
+}
+"""The lifetimes that Redis itself ends, and how long they are at most."""
+AS_ASKED = "as asked"
+OF_DRAMATIQ = {
+    "a result; its name is an MD5 of the job's": r"[0-9a-f]{32}",
+    "a result, where names were asked to be readable": r"dramatiq-results:[^:]+:[^:]+:[^:]+",
+    "the barrier of a group": r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(@events)?",
+}
+"""Keys that are not ours: dramatiq makes them, and gives each a time to live."""
+
+
+@dataclass(frozen=True)
+class Documented:
+    """A row of the table at the top of `store/keys.py`."""
+
+    name: str
+    kind: str
+    lives: str
+
+    def matches(self, key: str, namespace: str) -> bool:
+        parts = re.split(r"<([a-z ]+)>", self.name)
+        known = {**NAMES, "ns": namespace}
+        pattern = "".join(f"(?:{known[part]})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+        return re.fullmatch(pattern, key) is not None
+
+    def allows(self, ttl_s: int) -> bool:
+        """Whether a key may go by itself after this time (-1: never)."""
+        if self.lives == AS_ASKED:
+            return True
+        return 0 <= ttl_s <= MOST_SECONDS[self.lives] if self.lives in MOST_SECONDS else ttl_s == -1
+
+
+class KeyTable:
+    """What `store/keys.py` says of each key."""
+
+    def __init__(self) -> None:
+        rows = []
+        for row in re.findall(r"^\| (`.*) \|$", keys_module.__doc__ or "", re.MULTILINE):
+            names, kinds, _, lives = (cell.strip() for cell in row.split(" | "))
+            whole: list[str] = []
+            for name in re.findall(r"`([^`]+)`", names):
+                whole.append(whole[0].removesuffix(".XQ") + name if name.startswith(".") else name)
+            for name, kind in zip(whole, kinds.split(", "), strict=True):
+                ours = "" if name.startswith("<ns>:") or name == NAMESPACES else "<ns>:__tideover__:"
+                rows.append(Documented(ours + name, kind, lives))
+        self.rows = sorted(rows, key=lambda row: -len(re.sub(r"<[a-z ]+>", "", row.name)))
+        """The most particular names first."""
+
+    def row_of(self, key: str, namespace: str | None = None) -> Documented | None:
+        """The row that documents a key, of this namespace or of any."""
+        known = ANY_NAMESPACE if namespace is None else re.escape(namespace)
+        return next((row for row in self.rows if row.matches(key, known)), None)
+
+    def faults(self, client: redis.Redis) -> list[str]:
+        """What a server holds against the table: undocumented keys, and those of another type or lifetime."""
+        names = sorted(key.decode(errors="backslashreplace") for key in client.scan_iter(count=1000))
+        with client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.type(name)
+                pipe.ttl(name)
+            told = pipe.execute()
+        there = zip(names, told[::2], told[1::2], strict=True)
+        found = (self.fault(name, kind.decode(), ttl_s) for name, kind, ttl_s in there if kind != b"none")
+        return [fault for fault in found if fault]
+
+    def fault(self, name: str, kind: str, ttl_s: int) -> str:
+        row = self.row_of(name)
+        if row is None:
+            foreign = any(re.fullmatch(pattern, name) for pattern in OF_DRAMATIQ.values())
+            return "" if foreign and ttl_s >= 0 else f"{name} ({kind}, for {ttl_s} s) is not in the table of store/keys.py"
+        if row.kind != kind:
+            return f"{name} is a {kind}; the table of store/keys.py says {row.kind}"
+        return "" if row.allows(ttl_s) else f"{name} goes after {ttl_s} s; the table of store/keys.py says: {row.lives}"
+
+
+@pytest.fixture(scope="session")
+def key_table() -> KeyTable:
+    return KeyTable()
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_keys(request: pytest.FixtureRequest, key_table: KeyTable) -> Iterator[None]:
+    """After each test on the private server, or on one of its own: every key is documented, with its type and lifetime."""
+    url = request.getfixturevalue("valkey_url") if "valkey_url" in request.fixturenames else None
+    shop = request.getfixturevalue("private_shop") if "private_shop" in request.fixturenames else None
+    yield
+    if shop is not None:
+        url = embedded.start(shop.folder / "valkey").url
+    if url is not None:
+        with redis.Redis.from_url(url) as client:
+            assert [] == key_table.faults(client)

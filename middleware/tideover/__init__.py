@@ -4,6 +4,7 @@
 from tideover.attempt import Served
 from tideover.call import aclaude, claude, last_served, text_of, wrap
 from tideover.errors import (
+    CapacityReached,
     ConfigurationError,
     InvalidJob,
     JobExpired,
@@ -15,11 +16,13 @@ from tideover.errors import (
     TideoverError,
 )
 from tideover.middleware import Tideover
+from tideover.sending import Rejected, Sent, send_many
 from tideover.task import AITask, ai_task
 from tideover.wait import JobStatus, status, wait_for, wait_for_sync
 
 __all__ = [
     "AITask",
+    "CapacityReached",
     "ConfigurationError",
     "InvalidJob",
     "JobExpired",
@@ -28,6 +31,8 @@ __all__ = [
     "JobStatus",
     "NotYet",
     "ProviderError",
+    "Rejected",
+    "Sent",
     "Served",
     "StoreUnavailable",
     "Tideover",
@@ -36,6 +41,7 @@ __all__ = [
     "ai_task",
     "claude",
     "last_served",
+    "send_many",
     "status",
     "text_of",
     "wait_for",

@@ -13,7 +13,7 @@ from dramatiq.middleware import SkipMessage
 
 from tideover.core.admission import Hold
 from tideover.core.job import End, Job
-from tideover.core.route import Permit
+from tideover.core.route import Mark, Permit
 
 if TYPE_CHECKING:
     from tideover.health import Health
@@ -57,6 +57,8 @@ class Attempt:
     detail: str = ""
     """The last failure, in a few words, for the job's story."""
     served: list[Served] = field(default_factory=list)
+    degraded: bool = False
+    """It was past its expiry, and its answer is the task's degraded one."""
 
     @property
     def rerouted(self) -> bool:
@@ -67,14 +69,20 @@ class Attempt:
 class Note:
     """What this process knows of a message that it has fetched; it rides on dramatiq's proxy, never in the message."""
 
-    permit: Permit | None = None
+    mark: Mark = field(default_factory=Mark)
     attempt: Attempt | None = None
     hold: Hold | None = None
     end: End | None = None
     concluding: bool = False
     """Its function has ended; what is enqueued from here on is its retry or its next step."""
-    store_again: Callable[[], object] | None = None
-    """Stores the result, which Redis refused: tried again before the acknowledgement, for the answer has been paid for."""
+    fetched_at: float = 0.0
+    body: bytes = b""
+    again: list[Callable[[], object]] = field(default_factory=list)
+    """Hooks that Redis failed when its function had succeeded: they run again before the acknowledgement."""
+    handed_over: bool = False
+    """Its successor is under way, maybe under its own Redis id: no move of it is made here any more."""
+    taken_over: bool = False
+    """It is another worker's by now: its run here counts for nothing, and no move of it is made here any more."""
     follow_up_failed: bool = False
     """A retry or a next step could not be enqueued just now, so the message must go back instead of being acknowledged."""
 

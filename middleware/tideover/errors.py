@@ -4,6 +4,7 @@
     TideoverError
     ├── ConfigurationError    settings, a task or a route that cannot work; says what to change
     ├── InvalidJob            this job would not run with exactly the arguments it was sent with
+    ├── CapacityReached       there is no room for one more job, in all or for its tenant; nothing was accepted
     ├── StoreUnavailable      Redis cannot be reached, or refuses to write; nothing was accepted
     ├── JobNotFound           no record of such a job
     ├── NotYet                the result of a job is not there yet, and why: an answer like HTTP 202
@@ -16,6 +17,8 @@ swallows any other exception of a hook.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from dramatiq.middleware import MiddlewareError
 
@@ -32,8 +35,31 @@ class InvalidJob(TideoverError, TypeError):
     """The job would not run with exactly the arguments it was sent with, so it was not accepted."""
 
 
+class CapacityReached(TideoverError):
+    """There is no room for one more job, so it was not accepted.
+
+    Attributes:
+      tenant: whose room is full; None: that of the namespace.
+      limit: the jobs that may live at once.
+    """
+
+    def __init__(self, tenant: str | None, limit: int) -> None:
+        self.tenant, self.limit = tenant, limit
+        whose, name = ("the namespace has", "max_jobs") if tenant is None else (f"tenant {tenant} has", "max_jobs_per_tenant")
+        super().__init__(
+            f"{whose} {limit:,} jobs that have not ended, as many as capacity.{name} allows. Send it later, raise the limit, "
+            'or set capacity.overflow = "expire_oldest"'
+        )
+
+
 class StoreUnavailable(TideoverError, ConnectionError):
-    """Redis cannot be reached or refuses to write. What was being sent was not accepted; send it again."""
+    """Redis cannot be reached or refuses to write. What was being sent was not accepted; send it again.
+
+    Attributes:
+      sent: what `send_many` had done before (a `Sent`); None elsewhere.
+    """
+
+    sent: Any = None
 
 
 class JobNotFound(TideoverError, LookupError):

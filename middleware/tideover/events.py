@@ -39,8 +39,8 @@ def job_expired(job_id: str, task: str, queue: str) -> None:
     log().warning("job_expired", job=job_id, task=task, queue=queue)
 
 
-def job_unreadable(queue: str, redis_id: str, error: str) -> None:
-    log().error("job_unreadable", queue=queue, redis_id=redis_id, error=error, remedy="it is kept with the dead letters")
+def job_needs_review(job_id: str, task: str, why: str) -> None:
+    log().error("job_needs_review", job=job_id, task=task, why=why, remedy="mend it, then `tideover release` the job")
 
 
 def job_body_missing(queue: str, redis_id: str) -> None:
@@ -61,8 +61,39 @@ def jobs_recovered(worker: str, queue: str, n: int) -> None:
     log().warning("jobs_recovered", worker=worker, queue=queue, n=n)
 
 
+def job_taken_over(job_id: str, task: str) -> None:
+    """This worker was silent for so long that what it had fetched was given to another one; it leaves the job to that."""
+    log().warning("job_taken_over", job=job_id, task=task)
+
+
 def jobs_reclaimed(queue: str, n: int) -> None:
     log().warning("jobs_reclaimed", queue=queue, n=n)
+
+
+def worker_without_tideover(worker: str) -> None:
+    log().warning(
+        "worker_without_tideover",
+        worker=worker,
+        remedy="it holds nothing in an outage, and ends jobs outside the account: replace it by one with tideover",
+    )
+
+
+def jobs_ended_elsewhere(n: int) -> None:
+    log().info("jobs_ended_elsewhere", n=n)
+
+
+def schema_differs(namespace: str, stored: int, ours: int) -> None:
+    log().warning(
+        "schema_differs",
+        namespace=namespace,
+        stored=stored,
+        ours=ours,
+        remedy="newer processes are at work: upgrade this one soon",
+    )
+
+
+def schema_raised(namespace: str, schema: int) -> None:
+    log().info("schema_raised", namespace=namespace, schema=schema)
 
 
 def breaker_changed(key: str, old: str, new: str, why: str) -> None:
@@ -84,6 +115,11 @@ def verdict_observed(job_id: str, task: str, verdict: str) -> None:
 
 def store_unavailable(doing: str, error: str) -> None:
     log().warning("store_unavailable", doing=doing, error=error)
+
+
+def store_at_risk(risk: str, remedy: str, *, certain: bool) -> None:
+    """Redis may lose what it accepted; `certain`: at its next restart it will."""
+    (log().critical if certain else log().warning)("store_at_risk", risk=risk, remedy=remedy)
 
 
 def fault_inside(doing: str) -> None:

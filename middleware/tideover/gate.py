@@ -1,46 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our consumer: it asks admission before a worker takes a job, and turns an acknowledgement into a hold."""
+"""Admission for one worker process: it asks before a worker takes a job, and makes the moves that follow."""
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict, deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dramatiq.broker import Broker, Consumer, MessageProxy
-from dramatiq.errors import ConnectionClosed, DecodeError
+from dramatiq.broker import Broker, MessageProxy
 from dramatiq.message import Message
+from dramatiq.middleware import AgeLimit
+from dramatiq.results import Results
 
 from tideover import clock, events
 from tideover.attempt import note_of
-from tideover.core.admission import Expire, Hold, decide, unless_one_runs
+from tideover.core.admission import Expire, Hold, decide, needs_review, unless_one_runs
 from tideover.core.job import Criticality, End, Job, is_criticality
 from tideover.core.route import Permit
+from tideover.errors import JobExpired
+from tideover.stamp import STAMP, stamp_of, tenant_of
 from tideover.store.account import Ledger
-from tideover.store.backlog import Backlog, Fetched, HeldFacts
+from tideover.store.backlog import Backlog, Fetched
 from tideover.store.client import FAILED
+from tideover.store.facts import TICKS, HeldFacts, order_of
 from tideover.store.keys import wait_key_text
 from tideover.store.stories import Line, Stories
-from tideover.task import STAMP, AITask
+from tideover.task import RESULT_TTL_MS, AITask
 
 if TYPE_CHECKING:
     from tideover.health import Health
-
-FIRST_IDLE_S = 0.005
-
-RECLAIM_S = 10.0
-"""How often a consumer looks for jobs that it has fetched without knowing: redis-py may repeat a fetch whose reply was lost."""
-
-NO_AGE_LIMIT_MS = 2**53
-"""In memory, for a job that was held: dramatiq's AgeLimit would count the outage. Its expiry still holds."""
-
-
-def stamp_of(message: Any) -> dict[str, Any]:
-    """What tideover wrote into a message's options; empty where it wrote nothing that makes sense."""
-    stamp = message.options.get(STAMP)
-    return stamp if isinstance(stamp, dict) else {}
 
 
 def criticality_of(message: Any, task: AITask[Any, Any]) -> Criticality:
@@ -49,6 +37,18 @@ def criticality_of(message: Any, task: AITask[Any, Any]) -> Criticality:
     if is_criticality(stamped):
         return stamped
     return task.criticality_for(message.args, message.kwargs) or "deferrable"
+
+
+def unreadable_part(stamp: object) -> str:
+    """What of a stamp makes no sense; empty: all of it does."""
+    if not isinstance(stamp, dict):
+        return f"a {type(stamp).__name__} instead of a table"
+    if "criticality" in stamp and not is_criticality(stamp["criticality"]):
+        return "its criticality is neither critical nor deferrable"
+    expires_ms = stamp.get("expires_ms")
+    if expires_ms is not None and (type(expires_ms) is not int or not 0 <= expires_ms < 2**48):
+        return "its expiry is no instant"
+    return next((f"its {name} is no text" for name in ("tenant", "tag") if not isinstance(stamp.get(name, ""), str)), "")
 
 
 def told(verdict: Hold | Expire) -> str:
@@ -69,6 +69,12 @@ class Gate:
     def __init__(self, broker: Broker, worker: str, health: Health, ledger: Ledger, backlog: Backlog, stories: Stories) -> None:
         self.broker, self.worker, self.health = broker, worker, health
         self.ledger, self.backlog, self.stories = ledger, backlog, stories
+        self.max_ages = [m.max_age for m in broker.middleware if isinstance(m, AgeLimit)]
+        self.results = next((m for m in broker.middleware if isinstance(m, Results)), None)
+        self.beaten_at = self.doubted_at = clock.monotonic()
+        """Latest sign of life, and the latest end of a silence after which what was fetched before may be another's by now."""
+        self.leaving = False
+        """Set when the grace is over: nobody waits for Redis any more."""
         self.closing = False
         """Set at the first SIGTERM: nothing more is fetched, and what was not begun goes back."""
         self.taken: dict[str, dict[str, MessageProxy]] = defaultdict(dict)
@@ -93,40 +99,114 @@ class Gate:
     def verdict(self, message: MessageProxy) -> Hold | Expire | None:
         """Whether a message must not run now. None: let it run; where to is decided call by call."""
         try:
-            job = self.job(message)
-            verdict = None if job is None else verdict_over_models(job, self.health, note_of(message).permit)
+            verdict = self._verdict(message)
         except Exception:  # noqa: BLE001 - a fault of ours lets the job run as stock dramatiq would
             events.fault_inside("admission")
             return None
-        if job is None or verdict is None or self.health.mode == "bypass":
+        if verdict is None or self.health.mode == "bypass":
             return None
         if self.health.mode == "observe":
-            events.verdict_observed(job.id, job.task, told(verdict))
+            events.verdict_observed(message.message_id, message.actor_name, told(verdict))
             return None
         return verdict
 
+    def _verdict(self, message: MessageProxy) -> Hold | Expire | None:
+        if why := self.question(message):
+            return needs_review(why)
+        job, task = self.job(message), self.broker.actors.get(message.actor_name)
+        verdict = None if job is None else verdict_over_models(job, self.health, note_of(message).mark.permit)
+        if isinstance(verdict, Expire) and isinstance(task, AITask) and task.on_expiry == "degrade":
+            return None  # the task's edge makes the degraded answer, and no call
+        return verdict
+
+    def question(self, message: MessageProxy) -> str:
+        """Why a human must look at a job before it may run; empty: nobody must."""
+        stamp = message.options.get(STAMP)
+        if stamp is None:
+            return ""
+        if unreadable := unreadable_part(stamp):
+            return f"tideover cannot read what was said of it: {unreadable}"
+        if "criticality" not in stamp:
+            return ""
+        if not isinstance(self.broker.actors.get(message.actor_name), AITask):
+            return f"no AI task {message.actor_name!r} is declared in this worker: it was removed, renamed or not imported"
+        deaths, most = note_of(message).mark.deaths, self.health.settings.max_deliveries
+        return f"{deaths} workers died while they had it (max_deliveries is {most})" if deaths >= most else ""
+
     def hold(self, queue: str, held: Sequence[tuple[MessageProxy, Hold]]) -> None:
-        """Holds fetched messages; this is their acknowledgement."""
-        groups: dict[tuple[tuple[str, ...], str], list[HeldFacts]] = defaultdict(list)
-        for message, verdict in held:
-            job = self.job(message)
-            assert job is not None, "only jobs of AI tasks are held"
-            groups[verdict.wait_key, verdict.reason].append(self._facts(queue, message, job, verdict))
-        for (wait_key, reason), facts in groups.items():
-            ours = self.backlog.hold(self.worker, queue, wait_key, facts, self.health.settings.max_wait_s)
-            done = [fact for fact, ok in zip(facts, ours, strict=True) if ok]
-            if done:
-                events.jobs_held(queue, len(done), reason, wait_key)
-                self._tell_held(done, new={message.message_id for message, _ in held if not is_storied(message)})
+        """Holds fetched messages; this is their acknowledgement. One that was held too often needs review."""
+        most = self.health.settings.max_holds
+        often = needs_review(f"it was held {most:,} times before (max_holds)")
+        held = [(message, often if note_of(message).mark.holds >= most else verdict) for message, verdict in held]
+        facts = [self._facts(queue, message, verdict, nth) for nth, (message, verdict) in enumerate(held)]
+        ours = self.backlog.hold(self.worker, queue, facts)
+        done = [fact for fact, ok in zip(facts, ours, strict=True) if ok]
+        for (reason, wait_key), n in Counter((fact.reason, fact.breaker_keys) for fact in done).items():
+            events.jobs_held(queue, n, reason, wait_key)
+        for fact in done:
+            if fact.reason == "review":
+                events.job_needs_review(fact.job_id, fact.task, fact.detail)
+
+    def hold_unreadable(self, queue: str, job: Fetched, error: str) -> None:
+        """Holds a fetched job whose body nobody can read, for review."""
+        if b'"sent_ms"' not in job.body:  # nobody can read whose it is; ours carry this
+            self.ledger.adopt(self.worker, queue, [job.redis_id])
+        now_ms = clock.now_ms()
+        facts = HeldFacts(
+            redis_id=job.redis_id,
+            job_id=job.redis_id,
+            task="(unreadable)",
+            queue=queue,
+            criticality="deferrable",
+            wait_key="",
+            reason="review",
+            generation=0,
+            held_ms=now_ms,
+            sent_ms=now_ms,
+            expires_ms=None,
+            order=now_ms * TICKS,
+            holds=job.mark.holds + 1,
+            held_before_ms=job.mark.held_ms,
+            detail=f"its message cannot be decoded ({error})",
+        )
+        if all(self.backlog.hold(self.worker, queue, [facts])):
+            events.job_needs_review(facts.job_id, facts.task, facts.detail)
+
+    def note_beat(self, begun_at: float) -> None:
+        """Notes a sign of life that was begun at this (monotonic) instant."""
+        if begun_at - self.beaten_at > self.longest_silence_s:
+            self.doubted_at = clock.monotonic()
+        self.beaten_at = begun_at
+
+    @property
+    def longest_silence_s(self) -> float:
+        return self.health.settings.worker.heartbeat_timeout_s / 2
+
+    def still_has(self, message: MessageProxy) -> bool:
+        """Whether a fetched message is still this worker's. Asks Redis only after a silence, in which it may have lost it."""
+        return self.surely_has(message) or self.backlog.has(self.worker, message.queue_name, redis_id(message))
+
+    def surely_has(self, message: MessageProxy) -> bool:
+        """Whether there was no silence since it was fetched, so that nobody needs to be asked."""
+        doubtful = note_of(message).fetched_at < self.doubted_at
+        return not doubtful and clock.monotonic() - self.beaten_at <= self.longest_silence_s
+
+    def forget(self, message: MessageProxy) -> None:
+        """Parts with a message that is another worker's by now."""
+        events.job_taken_over(message.message_id, message.actor_name)
+        self.taken[message.queue_name].pop(redis_id(message), None)
 
     def settle(self, queue: str, message: MessageProxy, end: End) -> None:
         """Ends a fetched message in the account; this is its acknowledgement."""
         attempt = note_of(message).attempt
         served = [] if attempt is None else [f"{served.route}:{served.model}" for served in attempt.served]
-        line = Line(message.message_id, clock.now(), end, {"task": message.actor_name, "served": served})
+        said: dict[str, Any] = {"task": message.actor_name, "served": served}
+        if attempt is not None and attempt.degraded:
+            said["degraded"] = True
+        line = Line(message.message_id, clock.now(), end, said)
         if end == "expired":
             self.tell(line)  # first, because whoever waits for an expired job finds no result, and reads its story
-        if not self.ledger.settle(self.worker, queue, redis_id(message), message.message_id, end):
+        if not self.ledger.settle(self.worker, queue, redis_id(message), message.message_id, end, tenant_of(message)):
             return
         match end:
             case "unexplained":
@@ -137,6 +217,13 @@ class Gate:
                 if end == "failed" or is_storied(message) or (attempt is not None and attempt.rerouted):
                     self.tell(line)
 
+    def tell_result(self, queue: str, task: str, job_id: str) -> None:
+        """Stores `JobExpired` as the result of a job that no worker will run, for whoever waits for it."""
+        declared = self.broker.actors.get(task)
+        if self.results is not None and (declared is None or declared.options.get("store_results")):
+            of: Message[Any] = Message(queue, task, (), {}, {}, message_id=job_id)
+            self.results.backend.store_exception(of, JobExpired(job_id), RESULT_TTL_MS)
+
     def tell(self, *lines: Line) -> None:
         """Adds to stories. They explain; they decide nothing, so failing to tell is no failure of the job."""
         try:
@@ -144,33 +231,36 @@ class Gate:
         except FAILED as error:
             events.store_unavailable("telling stories of jobs", type(error).__name__)
 
-    def _facts(self, queue: str, message: MessageProxy, job: Job, verdict: Hold) -> HeldFacts:
-        attempt = note_of(message).attempt
+    def _facts(self, queue: str, message: MessageProxy, verdict: Hold, nth: int) -> HeldFacts:
+        note, held_ms = note_of(message), clock.now_ms()
+        stamp = {} if unreadable_part(message.options.get(STAMP, {})) else stamp_of(message)
+        task, expires_ms = self.broker.actors.get(message.actor_name), stamp.get("expires_ms")
+        by = order_of(
+            held_ms=held_ms,
+            held_before_ms=note.mark.held_ms,
+            expires_ms=expires_ms,
+            max_wait_s=self.health.settings.max_wait_s,
+            nth=nth,
+        )
         return HeldFacts(
             redis_id=redis_id(message),
             job_id=message.message_id,
             task=message.actor_name,
             queue=queue,
-            criticality=job.criticality,
+            criticality=criticality_of(message, task) if isinstance(task, AITask) else "deferrable",
             wait_key=wait_key_text(verdict.wait_key),
             reason=verdict.reason,
             generation=verdict.generation,
-            held_ms=clock.now_ms(),
+            held_ms=held_ms,
             sent_ms=message.message_timestamp,
-            expires_ms=stamp_of(message).get("expires_ms"),
-            detail=attempt.detail if attempt else "",
+            expires_ms=expires_ms,
+            order=by,
+            tenant=stamp.get("tenant", ""),
+            tag=stamp.get("tag", ""),
+            holds=note.mark.holds + 1,
+            held_before_ms=note.mark.held_ms,
+            detail=verdict.detail or (note.attempt.detail if note.attempt else ""),
         )
-
-    def _tell_held(self, facts: Sequence[HeldFacts], new: Container[str]) -> None:
-        now = clock.now()
-        lines = []
-        for fact in facts:
-            if fact.job_id in new:
-                first = {"task": fact.task, "criticality": fact.criticality}
-                lines.append(Line(fact.job_id, fact.sent_ms / 1000, "enqueued", first))
-            why = {"reason": fact.reason, "waits_for": fact.breaker_keys, "generation": fact.generation, "detail": fact.detail}
-            lines.append(Line(fact.job_id, now, "held", why))
-        self.tell(*lines)
 
 
 def redis_id(message: Any) -> str:
@@ -192,139 +282,3 @@ def is_storied(message: Any) -> bool:
 def mark_storied(message: Any) -> None:
     """In memory; a retry takes the mark along."""
     message.options[STAMP] = {**stamp_of(message), "storied": True}
-
-
-class QuietProxy(MessageProxy):
-    """A message that shows no arguments when dramatiq logs it: they may be prompts."""
-
-    def __str__(self) -> str:
-        return f"{self.actor_name}, job {self.message_id}"
-
-    __repr__ = __str__
-
-
-class GatedConsumer(Consumer):
-    """dramatiq's consumer of one queue, with our scripts. Used by its ConsumerThread; acks come from other threads."""
-
-    def __init__(self, gate: Gate, queue: str, prefetch: int, poll_s: float) -> None:
-        self.gate, self.queue, self.prefetch, self.poll_s = gate, queue, prefetch, poll_s
-        self.delayed = queue.endswith(".DQ")
-        self.taken = gate.taken[queue]
-        if self.delayed:
-            self.taken.clear()  # dramatiq keeps them in memory and drops them whenever it rebuilds a consumer
-        self._ready: deque[MessageProxy] = deque()
-        self._room = threading.Event()
-        self._idle_s = FIRST_IDLE_S
-        self._reclaim_at = 0.0
-
-    def __next__(self) -> MessageProxy | None:
-        try:
-            if clock.monotonic() >= self._reclaim_at:
-                self._reclaim()
-            if not self._ready:
-                self._fill()
-        except FAILED as error:
-            self._reclaim_at = 0.0
-            raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
-        return self._ready.popleft() if self._ready else None
-
-    def ack(self, message: MessageProxy) -> None:
-        note = note_of(message)
-        with self._parting([message]):
-            if note.store_again is not None:
-                note.store_again()
-                note.store_again = None
-            if note.hold is not None:
-                self.gate.hold(self.queue, [(message, note.hold)])
-            elif note.follow_up_failed:
-                self.gate.backlog.give_back(self.gate.worker, self.queue, [redis_id(message)])
-            else:
-                self.gate.settle(self.queue, message, note.end or "unexplained")
-
-    def nack(self, message: MessageProxy) -> None:
-        with self._parting([message]):
-            self.gate.settle(self.queue, message, "expired" if note_of(message).end == "expired" else "failed")
-
-    def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        given = list(messages)
-        if given:
-            with self._parting(given):
-                self.gate.backlog.give_back(self.gate.worker, self.queue, [redis_id(message) for message in given])
-
-    def close(self) -> None:
-        waiting, self._ready = list(self._ready), deque()
-        for message in waiting:
-            self.taken.pop(redis_id(message), None)
-        self.requeue(waiting)
-
-    @contextmanager
-    def _parting(self, messages: Sequence[MessageProxy]) -> Iterator[None]:
-        """Forgets messages once their move is made; while Redis is gone they stay ours, and dramatiq tries again."""
-        try:
-            yield
-        except FAILED as error:
-            raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
-        for message in messages:
-            self.taken.pop(redis_id(message), None)
-        self._room.set()
-
-    def _reclaim(self) -> None:
-        n = self.gate.backlog.reclaim(self.gate.worker, self.queue, list(self.taken))
-        if n:
-            events.jobs_reclaimed(self.queue, n)
-        self._reclaim_at = clock.monotonic() + RECLAIM_S
-
-    def _fill(self) -> None:
-        room = 0 if self.gate.closing else self.prefetch - len(self.taken)
-        if room <= 0:
-            self._room.clear()
-            if self.gate.closing or len(self.taken) >= self.prefetch:
-                self._room.wait(self.poll_s)
-            return
-        jobs, missing = self.gate.backlog.fetch(self.gate.worker, self.queue, room)
-        for lost in missing:
-            events.job_body_missing(self.queue, lost)
-        if jobs:
-            self._idle_s = FIRST_IDLE_S
-            self._admit(jobs)
-        else:
-            self._room.clear()
-            self._room.wait(self._idle_s)
-            self._idle_s = min(self.poll_s, self._idle_s * 2)
-
-    def _admit(self, jobs: Sequence[Fetched]) -> None:
-        messages = [message for job in jobs if (message := self._decode(job)) is not None]
-        strangers = [redis_id(message) for message in messages if not is_ours(message.options)]
-        if strangers and self.gate.ledger.adopt(self.gate.worker, self.queue, strangers):
-            events.jobs_adopted(self.queue, len(strangers))
-        held: list[tuple[MessageProxy, Hold]] = []
-        for message in messages:
-            verdict = None if self.delayed else self.gate.verdict(message)
-            match verdict:
-                case None:
-                    self.taken[redis_id(message)] = message
-                    self._ready.append(message)
-                case Hold():
-                    held.append((message, verdict))
-                case Expire():
-                    self.gate.settle(self.queue, message, "expired")
-        if held:
-            self.gate.hold(self.queue, held)
-
-    def _decode(self, job: Fetched) -> MessageProxy | None:
-        """The message as dramatiq hands it out; one that nobody can read becomes a dead letter, kept as it is."""
-        try:
-            message = Message.decode(job.body)
-            message.options["redis_message_id"] = job.redis_id
-        except (DecodeError, AttributeError, TypeError) as error:
-            events.job_unreadable(self.queue, job.redis_id, type(error).__name__)
-            if b'"sent_ms"' not in job.body:  # nobody can read whose it is; ours carry this
-                self.gate.ledger.adopt(self.gate.worker, self.queue, [job.redis_id])
-            self.gate.ledger.settle(self.gate.worker, self.queue, job.redis_id, job.redis_id, "failed")
-            return None
-        proxy = QuietProxy(message)
-        if job.permit is not None:
-            note_of(proxy).permit = Permit.parse(job.permit)
-            proxy.options["max_age"] = NO_AGE_LIMIT_MS
-            mark_storied(proxy)
-        return proxy

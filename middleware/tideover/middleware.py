@@ -7,6 +7,7 @@ Hooks raise only `TideoverError`s: dramatiq swallows any other exception of a ho
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -15,19 +16,24 @@ from dramatiq.broker import Broker, MessageProxy
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import dq_name
 from dramatiq.message import Message
+from dramatiq.middleware import GroupCallbacks
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 from dramatiq.worker import ConsumerThread, Worker
 
 from tideover import clock, events
+from tideover.arguments import check_arguments, check_follow_ups
 from tideover.attempt import Attempt, current, note_of, processing
-from tideover.errors import ConfigurationError, InvalidJob, StoreUnavailable, TideoverError
+from tideover.errors import ConfigurationError, StoreUnavailable, TideoverError
 from tideover.gate import Gate, is_ours, redis_id
+from tideover.sending import Sender, senders, sending
+from tideover.stamp import STAMP, sent_ms
 from tideover.store.account import Ledger
-from tideover.store.client import FAILED, lazy_client, store_errors
-from tideover.store.keys import Keys
+from tideover.store.client import FAILED, FULL, lazy_client, store_errors
+from tideover.store.keys import SCHEMA, Keys
 from tideover.store.registry import Registry
-from tideover.task import STAMP, AITask, check_arguments
+from tideover.stub import keep_in_memory
+from tideover.task import AITask
 
 if TYPE_CHECKING:
     from tideover_worker.boot import Node
@@ -42,6 +48,15 @@ class Tideover(dramatiq.Middleware):
         self._announced: set[str] = set()
         self._lock = threading.Lock()
 
+    def before_declare_actor(self, broker: Broker, actor: dramatiq.Actor[Any, Any]) -> None:
+        keep_in_memory(broker)
+
+    def after_declare_actor(self, broker: Broker, actor: dramatiq.Actor[Any, Any]) -> None:
+        """In producers and workers: no group can run before its actors are declared."""
+        keep_in_memory(broker)  # its actors may have been declared before this middleware was added
+        if isinstance(broker, RedisBroker):
+            keep_barriers(broker)
+
     # producers
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
@@ -51,25 +66,34 @@ class Tideover(dramatiq.Middleware):
         task = broker.actors.get(message.actor_name)
         if self.ledger is None:
             self.install(broker)
+        if delay is not None:
+            message.options["eta"] += clock.skew_ms()  # in Redis' time; our consumer tells dramatiq its machine's
         if is_ours(message.options):
+            keep_id(message)
             return
+        check_follow_ups(message, lambda name: isinstance(broker.actors.get(name), AITask))
+        message.options["redis_message_id"] = message.message_id
+        sending.message = message
         if isinstance(task, AITask):
             if task.actor_name not in self._announced:
                 self.announce(broker, task)
             check_arguments(message)
             message.options[STAMP] = task.stamp(message, delay)
         else:
-            message.options[STAMP] = {"sent_ms": clock.now_ms()}
+            message.options[STAMP] = {"sent_ms": sent_ms()}
 
     def install(self, broker: RedisBroker) -> None:
         """Puts accept and handover in the place of the broker's own enqueue script."""
         with self._lock:
             if self.ledger is None:
                 ledger = Ledger(broker.client, Keys(broker.namespace))
-                with store_errors("sending the first job"):
-                    Registry(broker.client, ledger.keys).announce()
+                with store_errors("sending the first job"), suppress(FULL):  # a send to a full Redis is refused by itself
+                    stored = Registry(broker.client, ledger.keys).announce()
+                    if stored > SCHEMA:
+                        events.schema_differs(broker.namespace, stored, SCHEMA)
                 accept: Any = lambda queue, new_id, body: self.enqueue(broker, ledger, queue, new_id, body)  # noqa: E731
                 vars(broker)["do_enqueue"] = accept
+                senders[broker] = Sender(broker, ledger)
                 self.ledger = ledger
 
     def enqueue(self, broker: RedisBroker, ledger: Ledger, queue: str, new_id: str, body: bytes) -> None:
@@ -77,10 +101,11 @@ class Tideover(dramatiq.Middleware):
         old = handing_over.old
         with store_errors("sending a job"):
             if old is None:
-                check_size(broker, body)
-                ledger.accept(queue, new_id, body)
+                senders[broker].accept(queue, new_id, body, follows=followed())
             else:
-                ledger.hand_over(broker.broker_id, (old[0], redis_id(old[1])), (queue, new_id), body, old[1].message_id)
+                move = broker.broker_id, (old[0], redis_id(old[1])), (queue, new_id), body, old[1].message_id
+                ledger.hand_over(*move)
+                note_of(old[1]).handed_over = True
 
     def announce(self, broker: RedisBroker, task: AITask[Any, Any]) -> None:
         """Enters a task into the registry and checks its routes: once a process."""
@@ -102,7 +127,8 @@ class Tideover(dramatiq.Middleware):
 
             if self.ledger is None:
                 self.install(broker)
-            wrap_enqueue(broker)
+            if self.node is None:  # tests start one worker after the other on one broker
+                wrap_enqueue(broker)
             self.node = boot.start(broker, worker)
         except TideoverError:
             raise
@@ -126,13 +152,16 @@ class Tideover(dramatiq.Middleware):
             current.set(None)
             return
         note = note_of(message)
-        note.attempt = Attempt(job, gate.health, message, permit=note.permit)
+        note.attempt = Attempt(job, gate.health, message, permit=note.mark.permit)
         current.set(note.attempt)
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        note_of(message).end = "succeeded" if exception is None else "failed"
+        note = note_of(message)
+        note.end = "succeeded" if exception is None else "failed"
+        if note.end == "succeeded" and note.attempt is not None and note.attempt.degraded:
+            note.end = "expired"
         current.set(None)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
@@ -148,6 +177,33 @@ class Tideover(dramatiq.Middleware):
         return None if self.node is None else self.node.gate
 
 
+BARRIER_TTL_MS = 30 * 86_400_000
+"""The least time that the barrier of a group lives. dramatiq's 24 hours begin anew whenever a member ends, but a hold may last
+longer, over a weekend or until somebody has looked; and a barrier that is gone counts as reached, for each later member."""
+
+
+def keep_barriers(broker: Broker) -> None:
+    """Lets the barriers of groups outlive holds, those of a `GroupCallbacks` that is added later, too.
+
+    Who asked for a shorter `barrier_ttl` gets the longer one all the same: with the shorter one, a group whose members were
+    held would complete too early, and once for each of them. A group takes about 230 bytes of Redis for that time.
+    """
+
+    def lengthen() -> None:
+        for middleware in broker.middleware:
+            if isinstance(middleware, GroupCallbacks):
+                middleware.barrier_ttl = max(middleware.barrier_ttl, BARRIER_TTL_MS)
+
+    def add_middleware(middleware: dramatiq.Middleware, **where: Any) -> None:
+        plain(middleware, **where)
+        lengthen()
+
+    lengthen()
+    if "add_middleware" not in vars(broker):
+        plain = broker.add_middleware
+        vars(broker)["add_middleware"] = add_middleware
+
+
 class HandingOver(threading.local):
     """The fetched message whose successor this thread is enqueueing, with the queue it was fetched from."""
 
@@ -157,6 +213,26 @@ class HandingOver(threading.local):
 handing_over = HandingOver()
 
 
+def followed() -> str | None:
+    """What the message that this thread enqueues is the next step of: a group, or a job that has just ended; None: of nothing.
+
+    A group's callbacks follow the group, whichever of its members was the last.
+    """
+    ended = processing.get()
+    if ended is None or not note_of(ended).concluding:
+        return None
+    callbacks, sent = ended.options.get("group_completion_callbacks") or (), sending.message
+    if sent is not None and any(callback.get("message_id") == sent.message_id for callback in callbacks):
+        return str(ended.options.get("group_completion_uuid"))
+    return redis_id(ended)
+
+
+def keep_id(message: Message[Any]) -> None:
+    """Lets a job keep its Redis id from attempt to attempt; within one list its successor needs another."""
+    if handing_over.old is not None and handing_over.old[0] != message.queue_name:
+        message.options["redis_message_id"] = redis_id(handing_over.old[1])
+
+
 def wrap_enqueue(broker: RedisBroker) -> None:
     """Lets `enqueue` see which fetched message its new one succeeds, before dramatiq gives that a new Redis id."""
     plain = broker.enqueue
@@ -164,6 +240,8 @@ def wrap_enqueue(broker: RedisBroker) -> None:
     def enqueue(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         before = handing_over.old
         handing_over.old = predecessor(message)
+        if handing_over.old is not None:
+            message = as_it_was_sent(message, note_of(handing_over.old[1]).body)
         try:
             return plain(message, delay=delay)
         except TideoverError as error:
@@ -173,6 +251,14 @@ def wrap_enqueue(broker: RedisBroker) -> None:
             handing_over.old = before
 
     broker.enqueue = enqueue  # type: ignore[method-assign]
+
+
+def as_it_was_sent(message: Message[Any], body: bytes) -> Message[Any]:
+    """A successor with the arguments of what was fetched: an attempt may have changed them in memory."""
+    if not body:
+        return message
+    sent = Message.decode(body)
+    return message.copy(args=sent.args, kwargs=sent.kwargs)
 
 
 def follow_up_failed(error: TideoverError) -> None:
@@ -204,18 +290,6 @@ def predecessor(message: Message[Any]) -> tuple[str, MessageProxy] | None:
     if ended is None or not note_of(ended).concluding or ended.options.get("redis_message_id") != old_id:
         return None
     return ended.queue_name, ended
-
-
-def check_size(broker: Broker, body: bytes) -> None:
-    """Raises `InvalidJob` for an AI task's job that is too large to be held in Redis by the million."""
-    from tideover.settings import settings
-
-    most = settings().max_payload_bytes
-    if len(body) > most and isinstance(broker.actors.get(Message.decode(body).actor_name), AITask):
-        raise InvalidJob(
-            f"the job has {len(body):,} bytes; max_payload_bytes is {most:,}. "
-            "Send a reference (an id, an object's URL) instead of the content, or raise the setting"
-        )
 
 
 class SettingsBroker(RedisBroker):
@@ -267,5 +341,6 @@ def check_only_broker(broker: Broker) -> None:
 
 def ensure_results(broker: Broker) -> None:
     """Adds dramatiq's Results where it is absent: AI tasks store their results."""
+    keep_in_memory(broker)
     if isinstance(broker, RedisBroker) and not any(isinstance(m, Results) for m in broker.middleware):
         broker.add_middleware(Results(backend=RedisBackend(client=broker.client)))  # type: ignore[no-untyped-call]

@@ -11,24 +11,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, cast, get_args
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import quote
 
 from annotated_types import Ge, Le
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tideover.core.policy import BreakerPolicy, PacePolicy
 from tideover.errors import ConfigurationError
-from tideover.sources import FILE_NAME, NOT_SETTINGS, Key, Reading, dotted, env_name, flatten, read, reason
+from tideover.sources import FILE_NAME, NOT_SETTINGS, Key, Reading, did_you_mean, dotted, env_name, flatten, mask, read, reason
+from tideover.store.address import check_namespace, parse, split_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
@@ -138,6 +146,18 @@ class DrainSettings(BaseModel):
         return PacePolicy(**self.model_dump())
 
 
+class CapacitySettings(BaseModel):
+    """How many jobs of AI tasks may live at once: queued, running and held ones. Unset: any number."""
+
+    model_config = STRICT
+
+    max_jobs: Annotated[int, Ge(1)] | None = None
+    max_jobs_per_tenant: Annotated[int, Ge(1)] | None = None
+    """Of each tenant; jobs sent without one are not counted."""
+    overflow: Literal["reject", "expire_oldest"] = "reject"
+    """Without room a job is refused with `CapacityReached`, or the held job that has waited longest expires for it."""
+
+
 class WorkerSettings(BaseModel):
     """One worker process."""
 
@@ -147,7 +167,7 @@ class WorkerSettings(BaseModel):
     """Coroutines in flight in one process, and jobs fetched ahead."""
     reserved_for_critical: Annotated[float, Ge(0), Le(0.9)] = 0.25
     """Share of the slots that deferrable jobs never take."""
-    heartbeat_timeout_s: Annotated[float, Ge(2), Le(3600)] = 15.0
+    heartbeat_timeout_s: Annotated[float, Ge(2), Le(3600)] = 20.0
     """A worker that is silent for longer is dead, and its jobs go back."""
     shutdown_grace_s: Annotated[float, Ge(0), Le(3600)] = 30.0
     """How long running jobs may finish after the first SIGTERM."""
@@ -161,7 +181,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     redis_url: str | None = Field(default=None, repr=False)
-    namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_{}.-]+$")] = "dramatiq"
+    namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_{}.-]+$")] = Field("dramatiq", validate_default=True)
     mode: Mode = "act"
     routes: dict[RouteName, RouteSettings] = Field(
         default_factory=lambda: {"anthropic": RouteSettings(kind="anthropic")}, min_length=1
@@ -169,8 +189,13 @@ class Settings(BaseSettings):
     breaker: BreakerSettings = BreakerSettings()
     drain: DrainSettings = DrainSettings()
     worker: WorkerSettings = WorkerSettings()
+    capacity: CapacitySettings = CapacitySettings()
     max_wait_s: Annotated[float, Ge(1), Le(31_536_000)] = 86_400.0
     """A held job without an expiry is ordered as if it expired after this long."""
+    max_holds: Annotated[int, Ge(1), Le(60_000)] = 50
+    """A job that was held so often needs review instead of another hold."""
+    max_deliveries: Annotated[int, Ge(1), Le(100)] = 3
+    """A job that so many workers died with needs review instead of another run."""
     max_payload_bytes: Annotated[int, Ge(1024), Le(536_870_912)] = 1_048_576
     """The largest job of an AI task that `send` accepts."""
 
@@ -198,11 +223,14 @@ class Settings(BaseSettings):
     def check_redis_url(cls, url: str | None) -> str | None:
         if url is None or url == "embedded":
             return url
-        parts = split_url(url)
-        place = {"redis": parts.hostname, "rediss": parts.hostname, "unix": parts.path}.get(parts.scheme)
-        if not place:
-            raise ValueError("must be redis://host:port/0, rediss://host:port/0, unix:///path/to.sock or embedded")
+        parse(url)
         return url
+
+    @field_validator("namespace")
+    @classmethod
+    def check_hash_tag(cls, namespace: str, info: ValidationInfo) -> str:
+        check_namespace(info.data.get("redis_url"), namespace)
+        return namespace
 
     @property
     def primary(self) -> str:
@@ -367,29 +395,3 @@ def wanted(error: ErrorDetails, field: FieldInfo | None) -> str:
     if error["type"] in ("model_type", "dict_type"):
         return "must be a table"
     return error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-
-
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    near = get_close_matches(wrong, known := list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-
-
-def split_url(url: str) -> SplitResult:
-    """The parts of a URL. Its errors do not repeat it: a password with a `/` in it would be taken for the port."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ValueError("is no URL; check the port, and percent-encode the special characters of a password") from None
-    return parts
-
-
-def mask(url: str) -> str:
-    """The URL without its password, which may stand before the host or in the query."""
-    scheme, mark, rest = url.partition("://")
-    user, at, host = urlsplit(url).netloc.rpartition("@")
-    if at:
-        name, colon, _ = user.partition(":")
-        hidden = f"{name}:***" if colon else "***"  # a name alone is often a password that lacks its colon
-        rest = rest.replace(f"{user}@{host}", f"{hidden}@{host}", 1)
-    return scheme + mark + re.sub(r"(?i)(password=)[^&#]*", r"\1***", rest)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,3 +140,19 @@ def env_name(key: Key) -> str:
 def reason(error: Exception) -> str:
     """The error in words, without the path that the caller names."""
     return str(error.strerror if isinstance(error, OSError) else error)
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    near = get_close_matches(wrong, known := list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def mask(url: str) -> str:
+    """The URL without its password, which may stand before the host or in the query."""
+    scheme, mark, rest = url.partition("://")
+    user, at, host = re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")
+    if at:
+        name, colon, _ = user.partition(":")
+        hidden = f"{name}:***" if colon else "***"  # a name alone is often a password that lacks its colon
+        rest = rest.replace(f"{user}@{host}", f"{hidden}@{host}", 1)
+    return scheme + mark + re.sub(r"(?i)(password=)[^&#]*", r"\1***", rest)

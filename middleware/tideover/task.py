@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -15,20 +15,16 @@ from dramatiq import broker as dramatiq_broker
 from dramatiq.broker import Broker
 from dramatiq.message import Message
 
-from tideover import clock
-from tideover.attempt import Attempt, Held, HoldSignal, current
-from tideover.core.admission import Hold
 from tideover.core.job import CRITICALITIES, Criticality, is_criticality, lane
+from tideover.edge import async_edge, sync_edge
 from tideover.errors import ConfigurationError, InvalidJob
+from tideover.stamp import STAMP, check_label, digest_of, id_of, sent_ms
+from tideover.store.keys import queue_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 CriticalityOf = Callable[..., Criticality]
-
-
-STAMP = "tideover"
-"""The message option that holds what tideover knows of a job."""
 
 
 class Unset:
@@ -38,10 +34,19 @@ class Unset:
 UNSET: Final = Unset()
 
 Expiry = timedelta | None
+OnExpiry = Literal["discard", "degrade"]
+Delay = timedelta | int | None
 RESULT_TTL_MS = 86_400_000
 """Results of AI tasks are kept for 24 hours from completion."""
 
-PLAIN = (str, int, float, bool, type(None))
+
+class FirstSending(threading.local):
+    """The list that the job of this thread's latest send is in, if that had been sent before with its idempotency key."""
+
+    queue = ""
+
+
+first_sending = FirstSending()
 
 
 class AITask(dramatiq.Actor[P, R]):
@@ -64,12 +69,16 @@ class AITask(dramatiq.Actor[P, R]):
         reroute: Sequence[str],
         reroute_when_deferrable: bool,
         models: Sequence[str],
+        on_expiry: OnExpiry,
+        degraded: Callable[..., Any] | None,
         **actor: Any,
     ) -> None:
         self.criticality, self.expires_in, self.models = criticality, expires_in, tuple(models)
         self.route, self.reroute, self.reroute_when_deferrable = route, tuple(reroute), reroute_when_deferrable
-        self.coroutine: Callable[..., Awaitable[Any]] | None = async_edge(fn) if iscoroutinefunction(fn) else None
-        super().__init__(self.coroutine or sync_edge(fn), **actor)
+        self.on_expiry = on_expiry
+        late = degraded if on_expiry == "degrade" else None
+        self.coroutine: Callable[..., Awaitable[Any]] | None = async_edge(fn, late) if iscoroutinefunction(fn) else None
+        super().__init__(self.coroutine or sync_edge(fn, late), **actor)
         self.broker.declare_queue(lane(self.queue_name, "critical"))
 
     def routes(self) -> tuple[str, ...]:
@@ -81,7 +90,13 @@ class AITask(dramatiq.Actor[P, R]):
     def facts(self) -> dict[str, Any]:
         """What tools show of the task."""
         said = self.criticality if isinstance(self.criticality, str) else "by arguments"
-        return {"queue": self.queue_name, "criticality": said, "routes": self.routes(), "models": self.models}
+        return {
+            "queue": self.queue_name,
+            "criticality": said,
+            "routes": self.routes(),
+            "models": self.models,
+            "on_expiry": self.on_expiry,
+        }
 
     def check_routes(self) -> None:
         """Raises `ConfigurationError` when it names a route that the settings lack. Asked at worker boot and first send."""
@@ -125,9 +140,23 @@ class AITask(dramatiq.Actor[P, R]):
         kwargs: dict[str, Any] | None = None,
         criticality: Criticality | None = None,
         expires_in: Expiry | Unset = UNSET,
+        tenant: str = "",
+        tag: str = "",
+        idempotency_key: str | None = None,
         **options: Any,
     ) -> Message[R]:
-        """Builds a job. `criticality` and `expires_in` override the task's; the other options are dramatiq's."""
+        """Builds a job.
+
+        Args:
+          criticality: overrides the task's, as does `expires_in`.
+          tenant: for whom it is: held jobs of tenants are released in turn, and each tenant has its own room.
+          tag: any word to find it by in the backlog.
+          idempotency_key: sending with the same key again, within a day, gives the first job and adds none. Keys are each
+            task's and tenant's own.
+          **options: dramatiq's.
+        """
+        check_label("tenant", tenant)
+        check_label("tag", tag)
         if criticality is not None and not is_criticality(criticality):
             raise TypeError(f"criticality must be one of {CRITICALITIES}, not {criticality!r}")
         known = criticality or self.criticality_for(args, kwargs or {})
@@ -136,8 +165,27 @@ class AITask(dramatiq.Actor[P, R]):
             stamp = {"criticality": known, "expires_in_ms": self.expiry_ms(known, expires_in)}
         elif not isinstance(expires_in, Unset):
             stamp = {"expires_in_ms": self.expiry_ms("deferrable", expires_in)}
+        stamp |= {name: value for name, value in (("tenant", tenant), ("tag", tag)) if value}
+        if idempotency_key is not None:
+            stamp["once"] = digest_of(args, kwargs or {})
         message = super().message_with_options(args=args, kwargs=kwargs, **{STAMP: stamp}, **options)
+        if idempotency_key is not None:
+            message = message.copy(message_id=id_of(self.actor_name, tenant, idempotency_key))
         return message if known is None else message.copy(queue_name=lane(self.queue_name, known))
+
+    def send_with_options(
+        self, *, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, delay: Delay = None, **options: Any
+    ) -> Message[R]:
+        """Sends a job with options; those of `message_with_options`. `delay`: ms, or a timedelta.
+
+        Raises:
+          InvalidJob: it would not run with exactly these arguments, or its idempotency key was used for others.
+          CapacityReached: there is no room for it.
+          StoreUnavailable: Redis cannot be reached or refuses to write; nothing was accepted.
+        """
+        first_sending.queue = ""
+        sent = super().send_with_options(args=args, kwargs=kwargs, delay=delay, **options)
+        return sent.copy(queue_name=queue_of(first_sending.queue)) if first_sending.queue else sent
 
     async def send_async(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
         """`send` without blocking the event loop."""
@@ -152,102 +200,11 @@ class AITask(dramatiq.Actor[P, R]):
                 f"the criticality function of task {self.actor_name} does not accept this job's arguments. "
                 "Correct the arguments or send with criticality=..."
             )
-        now_ms = clock.now_ms()
+        now_ms = sent_ms()
         expires_in_ms = early["expires_in_ms"] if "expires_in_ms" in early else self.expiry_ms(criticality, UNSET)
-        expires_ms = None if expires_in_ms is None else now_ms + (delay_ms or 0) + expires_in_ms
-        return {"criticality": criticality, "expires_ms": expires_ms, "sent_ms": now_ms}
-
-
-def check_arguments(message: Message[Any]) -> None:
-    """Raises `InvalidJob` unless the arguments come back from dramatiq's encoding exactly as they are."""
-    if type(dramatiq.get_encoder()) is dramatiq.JSONEncoder:
-        for name, value in [*enumerate(message.args), *message.kwargs.items()]:
-            if (path := unfaithful(value)) is not None:
-                raise InvalidJob(
-                    f"argument {name}{path} of task {message.actor_name} would not come back from JSON as it is. {PLAIN_ONLY}"
-                )
-    else:
-        again = Message.decode(message.encode())
-        if (again.args, again.kwargs) != (message.args, message.kwargs):
-            raise InvalidJob(f"the arguments of task {message.actor_name} would not come back from the encoder as they are")
-
-
-PLAIN_ONLY = "Send strings, numbers, booleans, None, lists, and dicts with string keys; load the rest inside the task"
-
-
-def unfaithful(value: object) -> str | None:
-    """Where in `value` something is that JSON would change, as `[2]["key"]: tuple`; None: nowhere.
-
-    >>> unfaithful({"a": [1, 2.5, None]}), unfaithful([(1, 2)]), unfaithful({1: "x"})
-    (None, '[0]: tuple', ': a dict with a key that is no string')
-    """
-    if type(value) in PLAIN:
-        return None
-    if type(value) is list:
-        parts: list[tuple[object, object]] = list(enumerate(value))
-    elif type(value) is dict:
-        if not all(type(key) is str for key in value):
-            return ": a dict with a key that is no string"
-        parts = list(value.items())
-    else:
-        return f": {type(value).__name__}"
-    return next((f"[{key!r}]{path}" for key, part in parts if (path := unfaithful(part)) is not None), None)
-
-
-def hold_in(error: BaseException | None) -> bool:
-    """Whether a hold is among what left the function, task groups included."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(hold_in(inner) for inner in error.exceptions)
-    return isinstance(error, HoldSignal)
-
-
-def hold_for(attempt: Attempt | None, error: BaseException) -> Hold | None:
-    """The hold that a failure of the function means, if it was a provider's and nobody caught it."""
-    if attempt is None or attempt.hold is not None or not isinstance(error, Exception):
-        return None
-    return attempt.health.hold_for(attempt, error)
-
-
-def leave(attempt: Attempt | None, error: BaseException | None, hold: Hold | None = None) -> None:
-    """The task's edge: a hold anywhere below is a hold of the job."""
-    if attempt is not None and attempt.hold is None:
-        attempt.hold = hold
-    if hold_in(error) or (attempt is not None and attempt.hold is not None):
-        if attempt is not None:
-            attempt.message.options["store_results"] = False  # in memory only: `None` would be taken for the answer
-        raise Held("held") from None
-    if error is not None:
-        raise error
-
-
-def async_edge(fn: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
-    @wraps(fn)
-    async def run(*args: Any, **kwargs: Any) -> R:
-        try:
-            result = await fn(*args, **kwargs)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            leave(current.get(), error, await asyncio.to_thread(hold_for, current.get(), error))
-            raise
-        leave(current.get(), None)
-        return result
-
-    return run
-
-
-def sync_edge(fn: Callable[..., R]) -> Callable[..., R]:
-    @wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> R:
-        try:
-            result = fn(*args, **kwargs)
-        except BaseException as error:
-            leave(current.get(), error, hold_for(current.get(), error))
-            raise
-        leave(current.get(), None)
-        return result
-
-    return run
+        expires_ms = None if expires_in_ms is None else int(now_ms) + (delay_ms or 0) + expires_in_ms
+        kept: dict[str, Any] = {name: early[name] for name in ("tenant", "tag", "once") if name in early}
+        return {"criticality": criticality, "expires_ms": expires_ms, "sent_ms": now_ms, **kept}
 
 
 class TaskDecorator(Protocol):
@@ -268,6 +225,8 @@ def ai_task(
     reroute: Sequence[str] = ...,
     reroute_when_deferrable: bool = ...,
     models: Sequence[str] = ...,
+    on_expiry: OnExpiry = ...,
+    degraded: Callable[..., Any] | None = ...,
     broker: Broker | None = ...,
     **options: Any,
 ) -> TaskDecorator: ...
@@ -280,6 +239,8 @@ def ai_task(
     reroute: Sequence[str] = ...,
     reroute_when_deferrable: bool = ...,
     models: Sequence[str] = ...,
+    on_expiry: OnExpiry = ...,
+    degraded: Callable[..., Any] | None = ...,
     broker: Broker | None = ...,
     **options: Any,
 ) -> TaskDecorator: ...
@@ -291,6 +252,8 @@ def ai_task(
     reroute: Sequence[str] = (),
     reroute_when_deferrable: bool = False,
     models: Sequence[str] = (),
+    on_expiry: OnExpiry = "discard",
+    degraded: Callable[..., Any] | None = None,
     broker: Broker | None = None,
     **options: Any,
 ) -> TaskDecorator:
@@ -304,6 +267,8 @@ def ai_task(
       reroute: routes that a critical job may use when the primary is down, in order. Naming one allows prompts to go there.
       reroute_when_deferrable: lets deferrable jobs use them too.
       models: the models it calls; empty: tideover learns them from its calls.
+      on_expiry: what becomes of a job that is past its expiry: `"discard"`, or `"degrade"`: its result is from `degraded`.
+      degraded: makes the degraded answer from the job's arguments. It may not call a model: there a call raises `JobExpired`.
       broker: the dramatiq broker; None: the one that was set, else one built from the settings.
       **options: dramatiq's actor options (`queue_name`, `max_retries`...). Results are kept 24 h unless `store_results=False`.
 
@@ -315,6 +280,8 @@ def ai_task(
         raise TypeError(f"criticality must be one of {CRITICALITIES} or a function of the arguments, not {criticality!r}")
     if isinstance(expires_in, Unset) and criticality != "deferrable":
         raise TypeError("a task that is or may be critical must state expires_in (None: its answer never becomes useless)")
+    if on_expiry not in ("discard", "degrade") or (on_expiry == "degrade") != (degraded is not None):
+        raise TypeError('on_expiry is "discard", or "degrade" with degraded= a function that makes the answer')
     if isinstance(reroute, str) or isinstance(models, str):
         raise TypeError("reroute and models are lists of names, not one string")
     on = broker_for(broker)
@@ -330,6 +297,8 @@ def ai_task(
             reroute=reroute,
             reroute_when_deferrable=reroute_when_deferrable,
             models=models,
+            on_expiry=on_expiry,
+            degraded=degraded,
             **actor,
         )
 

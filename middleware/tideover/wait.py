@@ -15,12 +15,14 @@ from dramatiq.message import Message
 from dramatiq.results import ResultFailure, ResultMissing
 
 from tideover import clock
-from tideover.core.job import End
+from tideover.core.job import CRITICALITIES, ENDS, End, lane
 from tideover.errors import ConfigurationError, JobExpired, JobFailed, NotYet
-from tideover.store.backlog import Backlog, HeldFacts
+from tideover.stamp import stamp_of
+from tideover.store.backlog import Backlog
 from tideover.store.client import store_errors
-from tideover.store.keys import Keys
-from tideover.store.stories import Stories
+from tideover.store.facts import HeldFacts, packed_id
+from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
+from tideover.store.stories import Line, Stories
 
 R = TypeVar("R")
 
@@ -37,7 +39,9 @@ class JobStatus:
     """Where a job is.
 
     `state` is `"queued"`, `"running"`, `"held"` or `"ended"`; `end` says how it ended, None while it lives or when nothing is
-    recorded; `reason` and `waits_for` say why it is held and which breakers free it; `since` is unix time.
+    recorded; `reason` and `waits_for` say why it is held and which breakers free it; `since` and `expires_at` are unix time.
+    `overdue`: it is past its expiry, and ends as expired as soon as a worker reaches it; no call is made any more.
+    `degraded`: it ended with its task's degraded answer.
     """
 
     job_id: str
@@ -47,6 +51,8 @@ class JobStatus:
     waits_for: tuple[str, ...] = ()
     since: float | None = None
     expires_at: float | None = None
+    overdue: bool = False
+    degraded: bool = False
 
 
 def status(message: Message[Any]) -> JobStatus:
@@ -56,10 +62,21 @@ def status(message: Message[Any]) -> JobStatus:
         held = held_facts(backlog, message)
         if held is not None:
             return status_of_held(held)
-        place = backlog.place(message.message_id, str(message.options.get("redis_message_id")), queue_of(message))
+        place = backlog.place(message.message_id, lanes_of(message))
         if place is None:
-            return JobStatus(job_id=message.message_id, state="ended", end=end_of(backlog, message))
-        return JobStatus(job_id=message.message_id, state="running" if backlog.is_running(*place) else "queued")
+            last = last_line(backlog, message)
+            degraded = last is not None and last.facts.get("degraded") is True
+            return JobStatus(job_id=message.message_id, state="ended", end=end_told(last), degraded=degraded)
+        state: Literal["queued", "running"] = "queued"
+        if not place[0].endswith(DELAYED_SUFFIX) and backlog.is_running(*place):  # a delayed job waits in a worker's memory
+            state = "running"
+    expires_ms = stamp_of(message).get("expires_ms")
+    return JobStatus(
+        job_id=message.message_id,
+        state=state,
+        expires_at=None if expires_ms is None else expires_ms / 1000,
+        overdue=state == "queued" and expires_ms is not None and expires_ms <= clock.now_ms(),
+    )
 
 
 def status_of_held(held: HeldFacts) -> JobStatus:
@@ -134,8 +151,7 @@ class Steps:
         return True
 
     def is_over(self, backlog: Backlog) -> bool:
-        sent_as = str(self.message.options.get("redis_message_id"))
-        return backlog.place(self.message.message_id, sent_as, queue_of(self.message)) is None
+        return backlog.place(self.message.message_id, lanes_of(self.message)) is None
 
     def last_look(self, backlog: Backlog) -> bool:
         """The job is gone. How it ended is told, and its result stored, within moments of that."""
@@ -153,26 +169,35 @@ class Steps:
 def backlog_of() -> Backlog:
     broker: Any = dramatiq.get_broker()
     if not hasattr(broker, "client"):
-        raise ConfigurationError(f"jobs can be followed on dramatiq's RedisBroker, not on {type(broker).__name__}")
+        raise ConfigurationError(
+            f"jobs can be followed on dramatiq's RedisBroker, not on {type(broker).__name__}; "
+            "on its StubBroker once `pip install 'tideover[testing]'` has brought a store in memory"
+        )
     return Backlog(broker.client, Keys(broker.namespace))
 
 
-def queue_of(message: Message[Any]) -> str:
-    return (
-        f"{message.queue_name}.DQ"
-        if "eta" in message.options and not message.queue_name.endswith(".DQ")
-        else message.queue_name
-    )
+def lanes_of(message: Message[Any]) -> tuple[str, ...]:
+    """The lists that its job may be in."""
+    queue = queue_of(message.queue_name)
+    return tuple(dict.fromkeys((queue, *(lane(queue, criticality) for criticality in CRITICALITIES))))
 
 
 def held_facts(backlog: Backlog, message: Message[Any]) -> HeldFacts | None:
-    place = backlog.place(message.message_id)
-    facts = [] if place is None else backlog.facts(place[0], [place[1]])
-    return facts[0] if facts else None
+    noted = backlog.place(message.message_id, ())
+    queues, redis_id = (lanes_of(message), message.message_id) if noted is None else ((noted[0],), noted[1])
+    return next((facts for queue in queues for facts in backlog.facts(queue, [packed_id(redis_id)])), None)
 
 
 def end_of(backlog: Backlog, message: Message[Any]) -> End | None:
     """How a job that is gone ended; None when nobody wrote it down."""
+    return end_told(last_line(backlog, message))
+
+
+def last_line(backlog: Backlog, message: Message[Any]) -> Line | None:
+    """The line of its story that tells how a job ended, if there is one."""
     lines = Stories(backlog.client, backlog.keys).of(message.message_id)
-    ends: tuple[End, ...] = ("succeeded", "failed", "expired", "discarded")
-    return next((end for line in reversed(lines) for end in ends if line.event == end), None)
+    return next((line for line in reversed(lines) if end_told(line) is not None), None)
+
+
+def end_told(line: Line | None) -> End | None:
+    return next((end for end in ENDS if line is not None and line.event == end), None)

@@ -25,6 +25,6 @@ def test_the_examples_hold(name: str) -> None:
 
 
 def test_the_core_explains_itself_by_examples() -> None:
-    """Task, route, outcome, pacing and breaker have some."""
-    expected = {"tideover.task", *(f"tideover.core.{name}" for name in ("breaker", "job", "outcome", "pacing", "route"))}
+    """Arguments, route, outcome, pacing and breaker have some."""
+    expected = {"tideover.arguments", *(f"tideover.core.{name}" for name in ("breaker", "job", "outcome", "pacing", "route"))}
     assert expected <= set(MODULES)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from tideover.core.breaker import State
 from tideover.core.job import ENDS
-from tideover.ops.standing import BreakerStatus, Bypass, HeldGroup, RouteStatus, Standing, TaskStatus, WorkerStatus
+from tideover.ops.held import HeldGroup
+from tideover.ops.standing import BreakerStatus, Bypass, RouteStatus, Standing, TaskStatus, WorkerStatus
 from tideover.ops.verdict import overall, verdict
 
 NOW = 1_000_000.0
@@ -31,6 +32,7 @@ WELL = Standing(
     delayed=0,
     running=0,
     held=0,
+    needs_review=0,
     ends={**dict.fromkeys(ENDS, 0), "succeeded": 10},
     lost=0,
     not_adopted=0,
@@ -120,6 +122,23 @@ def test_bypassed() -> None:
     assert told.remarks == ("OUTAGE: anthropic/m open for 3 min (529 overloaded_error). 40 jobs held.",)
 
 
+def test_review() -> None:
+    """Jobs that wait for a human are told with the command that lists them, and read neither as an outage nor as a drain."""
+    said = "REVIEW: 3 jobs need review: `tideover backlog --reason review`."
+    stuck = replace(WELL, held=3, needs_review=3, held_groups=(replace(held(3), waits_for=(), reason="review"),))
+    told = verdict(stuck)
+    assert ("review", said, ()) == (told.level, told.sentence, told.remarks)
+    assert sentence(replace(stuck, held=1, needs_review=1)).startswith("REVIEW: 1 job needs review: ")
+    nobody_there = verdict(replace(stuck, workers=(replace(WORKER, silent=True),)))
+    assert "review" == nobody_there.level
+    beside = verdict(replace(DOWN, held=43, needs_review=3))
+    assert ("outage", (said,)) == (beside.level, beside.remarks)
+    assert "40 jobs held" in beside.sentence
+    assert sentence(replace(stuck, breakers=(breaker(KEY, "recovering", 12),))).endswith("Nothing held.")
+    off = verdict(replace(stuck, bypass=Bypass(who="mira@vm", why=None, since_at=None, until_at=None)))
+    assert ("BYPASSED by mira@vm: nothing is held or rerouted.", (said,)) == (off.sentence, off.remarks)
+
+
 def test_nobody_works() -> None:
     """Jobs that wait for workers which are not there are an alarm; without jobs a silent worker is a remark."""
     dead = replace(WORKER, silent=True)
@@ -131,10 +150,20 @@ def test_nobody_works() -> None:
 
 def test_notices() -> None:
     """What is to be known but is no trouble stands below; an end that nobody explained is trouble."""
-    told = verdict(replace(WELL, strangers=("w2",), not_adopted=2, mode="observe"))
-    assert (told.level, len(told.remarks)) == ("ok", 3)
-    assert "the sum holds only once all workers run tideover" in told.remarks[0]
+    told = verdict(replace(WELL, not_adopted=2, mode="observe"))
+    assert (told.level, len(told.remarks)) == ("ok", 2)
     assert verdict(replace(WELL, ends={**WELL.ends, "unexplained": 1})).level == "unexplained"
+
+
+def test_workers_without_tideover() -> None:
+    """While they are about it is said first, and what is missing is no loss; afterwards it is a remark, for an hour."""
+    about = verdict(replace(WELL, strangers=("w2",), strangers_seen_at=NOW, unaccounted=2))
+    said = "MIXED: 1 worker without tideover: they hold nothing in an outage, and end jobs outside the account."
+    assert ("mixed", f"{said} 2 jobs missing from the sum, maybe by their doing.") == (about.level, about.sentence)
+    assert ("outage", said) == (lambda v: (v.level, v.remarks[0]))(verdict(replace(DOWN, strangers=("w2",))))
+    gone = verdict(replace(WELL, strangers_seen_at=NOW - 600, ends={**WELL.ends, "elsewhere": 3}))
+    told = "Workers without tideover were about until 10 min ago; 3 jobs ended outside the account."
+    assert ("ok", (told,)) == (gone.level, gone.remarks)
 
 
 def test_several_namespaces() -> None:

@@ -23,12 +23,14 @@ from tideover import AITask, Tideover, aclaude, ai_task, claude, last_served, te
 from tideover import settings as tideover_settings
 from tideover.core.breaker import Breaker
 from tideover.store.account import Ledger
-from tideover.store.backlog import Backlog, HeldFacts
+from tideover.store.backlog import Backlog, Pace
 from tideover.store.breakers import Breakers
+from tideover.store.facts import HeldFacts
 from tideover.store.keys import Keys
 from tideover.store.registry import Registry
-from tideover.store.stories import Line, Stories
+from tideover.store.stories import Line, Stories, told_by
 from tideover.testing import Call, FakeProvider, Fault, Latency
+from tideover.wait import held_facts, lanes_of
 from tideover_worker import embedded
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ MODEL = "claude-opus-4-8"
 FALLBACK_MODEL = "gpt-5.5"
 PRIMARY_KEY = "sk-ant-the-primary-key"
 FALLBACK_KEY = "sk-the-fallback-key"
-WITHIN_S = 8.0
+WITHIN_S = 20.0
 QUICK = {"max_retries": 2, "min_backoff": 10, "max_backoff": 50}
 """dramatiq's retries, so fast that a test sees them all."""
 
@@ -271,12 +273,21 @@ class Shop:
 
     def facts(self, job: Job) -> HeldFacts:
         """Why a job is held."""
-        place = self.backlog.place(job.message_id)
-        assert place is not None, f"{job} has no place"
-        return self.backlog.facts(place[0], [place[1]])[0]
+        held = held_facts(self.backlog, job)
+        assert held is not None, f"{job} is not held"
+        return held
+
+    def facts_if_held(self, job: Job) -> HeldFacts | None:
+        return held_facts(self.backlog, job)
+
+    def pace(self) -> Pace:
+        """A pace that lets everything go, whatever the breaker."""
+        return Pace(key=f"anthropic/{MODEL}", generation=None, rate=1000.0, burst=1000.0, most_queued=1000)
 
     def story(self, job: Job) -> list[Line]:
-        return Stories(self.broker.client, self.keys).of(job.message_id)
+        """What is written down, and what the facts of a held job tell."""
+        held = held_facts(self.backlog, job)
+        return [*Stories(self.broker.client, self.keys).of(job.message_id), *(told_by(held) if held else [])]
 
     def events(self, job: Job) -> list[str]:
         return [line.event for line in self.story(job)]
@@ -291,7 +302,7 @@ class Shop:
 
     def body(self, job: Job) -> Job | None:
         """A job that is alive, as it waits in Redis."""
-        place = self.backlog.place(job.message_id, str(job.options.get("redis_message_id")), job.queue_name)
+        place = self.backlog.place(job.message_id, lanes_of(job))
         raw = None if place is None else self.broker.client.hget(self.keys.msgs(place[0]), place[1])
         return None if raw is None else Message.decode(raw)
 

@@ -42,9 +42,9 @@ HEAVY = (
 LONE_IMPORT = """
 import time
 import dramatiq, dramatiq.brokers.redis, dramatiq.results.backends, redis
-began = time.perf_counter()
+began = time.process_time()
 import {module}
-print((time.perf_counter() - began) * 1000)
+print((time.process_time() - began) * 1000)
 """
 
 

@@ -220,7 +220,7 @@ def test_an_unreadable_job(shop: Shop, logs: pytest.LogCaptureFixture, secret: s
     shop.work()
     shop.broker.client.hset(shop.keys.msgs("default"), "odd-id", f'{{"args": ["{secret}"')
     shop.broker.client.rpush(shop.keys.queue("default"), "odd-id")
-    shop.until(lambda: shop.books() == {"accepted": 1, "failed": 1}, "it is a dead letter")
+    shop.until(lambda: shop.books() == {"accepted": 1, "held": 1}, "it is held")
     check_redis(shop, secret)
     check_logs(shop, logs, secret)
 

@@ -47,7 +47,7 @@ def stamp(shop: Shop, message: Message[Any]) -> dict[str, Any]:
 
 def expires_in_s(shop: Shop, message: Message[Any]) -> float | None:
     found = stamp(shop, message)
-    return None if found["expires_ms"] is None else round((found["expires_ms"] - found["sent_ms"]) / 1000, 3)
+    return None if found["expires_ms"] is None else (found["expires_ms"] - int(found["sent_ms"])) / 1000
 
 
 def accepted(shop: Shop) -> int:

@@ -19,7 +19,7 @@ THIEVES: dict[str, Callable[[House], object]] = {
     "queue": lambda house: house.client.lrem(house.keys.queue("default"), 1, "r3"),
     "delay queue": lambda house: house.client.lrem(house.keys.queue("default.DQ"), 1, "delayed"),
     "acks": lambda house: house.client.srem(house.keys.acks("w1", "default"), "r2"),
-    "held set": lambda house: house.client.zrem(house.keys.held("default", "a/m"), "r0"),
+    "what is held": lambda house: house.client.zrem(house.keys.held("default"), *house.members("r0")),
     "a whole queue": lambda house: house.client.delete(house.keys.queue("default")),
 }
 
@@ -28,7 +28,7 @@ THIEVES: dict[str, Callable[[House], object]] = {
 def test_an_id_deleted_by_hand_is_lost(house: House, place: str) -> None:
     """Nothing but the sum of the places can say so, and it does."""
     house.accepted(4)
-    house.ledger.accept("default.DQ", "delayed", b"body")
+    house.accept("delayed", queue="default.DQ")
     house.backlog.fetch("w1", "default", 3)
     house.hold(["r0", "r1"])
     assert 0 == house.ledger.read().lost
@@ -39,8 +39,7 @@ def test_an_id_deleted_by_hand_is_lost(house: House, place: str) -> None:
 def test_strangers_are_not_lost_before_they_are_fetched(house: House) -> None:
     """Queued jobs of a producer without tideover are more than was accepted, and are shown as such."""
     house.accepted(1)
-    house.client.hset(house.keys.msgs("default"), "x", b"body")
-    house.client.rpush(house.keys.queue("default"), "x")
+    house.put("x")
     account = house.ledger.read()
     assert (2, 0, 1) == (account.queued, account.lost, account.not_adopted)
 
@@ -58,16 +57,13 @@ def churn(house: House, me: str, stop: threading.Event) -> int:
         worker, job = f"{me}-{n}", f"{me}-r{n}"
         if stop.is_set():
             return n
-        house.ledger.accept("default" if n % 2 else f"queue-{n % 10}", job, b"body")
         queue = "default" if n % 2 else f"queue-{n % 10}"
+        house.accept(job, queue=queue)
         house.backlog.fetch(worker, queue, 1)
-        wait_key = (f"{me}/{n % 7}",)
-        facts = [house.facts(job, queue=queue, wait_key=wait_key[0])]
-        if house.backlog.hold(worker, queue, wait_key, facts, 60.0) == [True]:
-            held = next(held for held in house.backlog.held_sets() if held.wait_key == wait_key[0])
-            house.backlog.free(held, [job], "*@0")
+        if house.hold([job], worker, queue, wait_key=f"{me}/{n % 7}") == [True]:
+            assert [job] == house.release_by_hand(job, queue=queue)
         for taken in house.backlog.fetch(worker, queue, 1)[0]:
-            house.ledger.settle(worker, queue, taken.redis_id, f"job-{taken.redis_id}", "succeeded")
+            house.settle(taken.redis_id, worker=worker, queue=queue)
         house.client.zadd(house.keys.heartbeats, {worker: 1})
         house.backlog.recover(worker, queue, 15)
         house.registry.remove_worker(worker)
@@ -75,7 +71,7 @@ def churn(house: House, me: str, stop: threading.Event) -> int:
 
 
 def test_the_account_is_right_while_everything_moves(house: House, valkey_url: str) -> None:
-    """Jobs, workers, queues and held sets come and go under the reader; not one reading may find a job lost or added."""
+    """Jobs, workers, queues and groups come and go under the reader; not one reading may find a job lost or added."""
     stop = threading.Event()
 
     def mover(me: int) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-import tideover.store
+import tideover
+import tideover_worker
 from tideover.store.client import source
 
 SCRIPTS = sorted(Path(str(files("tideover.store") / "lua")).iterdir())
@@ -31,7 +32,7 @@ def test_its_first_lines_say_what_it_does(name: str) -> None:
     """One sentence of purpose, then its keys with their types, its arguments, and its answer."""
     purpose, keys, rest = re.split(r" (?=KEYS: |ARGV: )", header(name).removeprefix("-- "), maxsplit=2)
     assert re.match(r"[A-Z].*\.", purpose)
-    assert re.search(r"\((list|set|hash|zset)\)", keys)
+    assert re.search(r"\((list|set|hash|zset|string)\)", keys)
     assert rest.startswith("ARGV: ")
     assert " Returns " in rest
 
@@ -54,8 +55,14 @@ def test_its_name_ends_in_the_number_of_its_keys(name: str) -> None:
 def test_it_uses_nothing_but_its_keys_and_no_json(name: str) -> None:
     """A name made in Lua would break on a cluster; bodies and facts are read by Python only."""
     assert not re.search(r"cjson|cmsgpack|loadstring|redis\.call\('(keys|scan)'", code(name), re.IGNORECASE)
-    firsts = re.findall(r"redis\.call\('\w+'(?:, ([\w.\[\]]+))?", code(name))
+    firsts = re.findall(r"redis\.p?call\('\w+'(?:, ([\w.\[\]]+))?", code(name))
     assert {first for first in firsts if first} <= {*re.findall(r"KEYS\[\w+\]", code(name)), "ARGV[7]", "ARGV[8]"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_lines_can_be_read_without_scrolling(name: str) -> None:
+    """As those of our Python."""
+    assert [] == [line for line in source(name).splitlines() if len(line) > 128]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,5 +73,6 @@ def test_it_loads(client: redis.Redis, name: str) -> None:
 
 def test_every_script_is_run_by_somebody() -> None:
     """No file is left over, and none is missing."""
-    python = "".join(path.read_text() for path in Path(str(files(tideover.store))).glob("*.py"))
+    folders = [Path(str(files(package))) for package in (tideover, tideover_worker)]
+    python = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
     assert set(NAMES) == set(re.findall(r"run\(\s*\"([a-z]+-[n\d]+)\"", python))

@@ -13,47 +13,64 @@ import pytest
 import redis
 
 from tideover.core.breaker import CLOSED, Transition
+from tideover.core.job import ENDS, End
+from tideover.core.route import Mark, Permit
 from tideover.errors import StoreUnavailable
-from tideover.store.account import Ledger
-from tideover.store.backlog import Backlog, HeldSet
+from tideover.store.account import Ledger, NewJob, Room
+from tideover.store.backlog import Backlog
 from tideover.store.breakers import Breakers
 from tideover.store.client import FAILED, GONE, connect, lazy_client, lease, store_errors
+from tideover.store.facts import Facet, Group, HeldFacts, Member
 from tideover.store.keys import Keys
 from tideover.store.registry import Registry, namespaces
+from tideover.store.removal import Removal
 from tideover.store.stories import Line, Stories
 
 if TYPE_CHECKING:
     from tests.store.conftest import House
 
-HELD = HeldSet("q", "a/m")
-PACE: Any = {"rate": 1.0, "burst": 1.0, "most_queued": 1}
+PERMIT = Permit("a/m", 0)
+FACTS = HeldFacts(
+    redis_id="r", job_id="job", task="t", queue="q", criticality="deferrable", wait_key="a/m", reason="outage", generation=0,
+    held_ms=1, sent_ms=1, expires_ms=None, order=1,
+)  # fmt: skip
+GROUP = Group("q", b"6bytes", Facet("a/m", "t", "deferrable", "outage"), 1)
+MEMBER = Member(GROUP, FACTS.member(GROUP.id))
 
 CALLS: dict[str, Callable[[Any], object]] = {
-    "Ledger.accept": lambda port: port.accept("q", "r", b""),
+    "Ledger.accept": lambda port: port.accept("q", [NewJob(redis_id="r", body=b"")], Room()),
     "Ledger.hand_over": lambda port: port.hand_over("w", ("q", "r"), ("q", "s"), b"", "job"),
     "Ledger.adopt": lambda port: port.adopt("w", "q", ["r"]),
     "Ledger.settle": lambda port: port.settle("w", "q", "r", "job", "succeeded"),
     "Ledger.read": lambda port: port.read(),
     "Backlog.fetch": lambda port: port.fetch("w", "q", 1),
-    "Backlog.hold": lambda port: port.hold("w", "q", ("a/m",), [], 1.0),
-    "Backlog.held_sets": lambda port: port.held_sets(),
-    "Backlog.release": lambda port: port.release(HELD, "a/m", None, "a/m@0", **PACE),
-    "Backlog.free": lambda port: port.free(HELD, ["r"], "*@0"),
-    "Backlog.expire": lambda port: port.expire(HELD, []),
+    "Backlog.hold": lambda port: port.hold("w", "q", [FACTS]),
+    "Backlog.begin": lambda port: port.begin("w", "q", "r", Mark()),
+    "Backlog.has": lambda port: port.has("w", "q", "r"),
+    "Backlog.release": lambda port: port.release("q", [MEMBER.raw], PERMIT),
+    "Backlog.expire": lambda port: port.expire("q", [FACTS]),
+    "Backlog.dead": lambda port: port.dead("q", ["r"]),
+    "Backlog.dead_ids": lambda port: list(port.dead_ids("q")),
+    "Backlog.restore": lambda port: port.restore("q", "r", b""),
     "Backlog.give_back": lambda port: port.give_back("w", "q", ["r"]),
     "Backlog.reclaim": lambda port: port.reclaim("w", "q", []),
     "Backlog.recover": lambda port: port.recover("w", "q", 1.0),
-    "Backlog.due": lambda port: list(port.due(HELD, 1)),
-    "Backlog.facts": lambda port: port.facts("q", ["r"]),
-    "Backlog.browse": lambda port: list(port.browse(HELD)),
-    "Backlog.ordered": lambda port: list(port.ordered(HELD)),
-    "Backlog.size": lambda port: port.size(HELD),
-    "Backlog.ahead": lambda port: port.ahead(HELD, "r"),
+    "Backlog.groups": lambda port: port.groups("q"),
+    "Backlog.heads": lambda port: port.heads([GROUP], 1),
+    "Backlog.walk": lambda port: list(port.walk([GROUP], 1)),
+    "Backlog.page": lambda port: port.page([GROUP], 1),
+    "Backlog.browse": lambda port: list(port.browse([GROUP])),
+    "Backlog.facts_at": lambda port: port.facts_at([MEMBER]),
+    "Backlog.facts_of": lambda port: port.facts_of([MEMBER]),
+    "Backlog.facts": lambda port: port.facts("q", [b"r"]),
+    "Backlog.members": lambda port: port.members("q", ["r"]),
+    "Backlog.size": lambda port: port.size("q"),
+    "Backlog.ahead": lambda port: port.ahead(FACTS, [GROUP]),
     "Backlog.sweep": lambda port: port.sweep("q", 1),
     "Backlog.whereabouts": lambda port: port.whereabouts("q", "r"),
-    "Backlog.jobs_like": lambda port: port.jobs_like("0"),
+    "Backlog.jobs_like": lambda port: port.jobs_like("0", ["q"]),
     "Backlog.fetched": lambda port: port.fetched("w", ["q"]),
-    "Backlog.place": lambda port: port.place("job"),
+    "Backlog.place": lambda port: port.place("job", ["q"]),
     "Backlog.is_running": lambda port: port.is_running("q", "r"),
     "Breakers.report": lambda port: port.report("a/m", 10.0),
     "Breakers.transition": lambda port: port.transition("a/m", CLOSED, Transition("open", "why")),
@@ -73,6 +90,11 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Registry.models": lambda port: port.models(),
     "Registry.queues": lambda port: port.queues(),
     "Registry.heartbeats": lambda port: port.heartbeats(),
+    "Registry.raise_schema": lambda port: port.raise_schema(),
+    "Registry.note_strangers": lambda port: port.note_strangers({"w": 1.0}),
+    "Registry.strangers": lambda port: port.strangers(),
+    "Registry.with_jobs": lambda port: port.with_jobs(["w"], ["q"]),
+    "Registry.end_elsewhere": lambda port: port.end_elsewhere(0, 1),
     "Registry.counters": lambda port: port.counters(),
     "Registry.count": lambda port: port.count("recovered"),
     "Registry.bypass": lambda port: port.bypass(),
@@ -82,8 +104,24 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Stories.of": lambda port: port.of("job"),
     "Stories.jobs_like": lambda port: port.jobs_like("0"),
     "Stories.everything": lambda port: port.everything(),
+    "Removal.held": lambda port: port.held("q"),
+    "Removal.put_back": lambda port: port.put_back("q", [MEMBER.raw]),
+    "Removal.queued": lambda port: port.queued("q"),
+    "Removal.dead": lambda port: port.dead("q"),
+    "Removal.number_queued": lambda port: port.number_queued("q"),
+    "Removal.number_dead": lambda port: port.number_dead("q"),
+    "Removal.number_of_bodies": lambda port: port.number_of_bodies("q"),
+    "Removal.bodies": lambda port: port.bodies("q", ["r"]),
+    "Removal.dead_bodies": lambda port: port.dead_bodies("q", ["r"]),
+    "Removal.all_bodies": lambda port: list(port.all_bodies("q")),
+    "Removal.merge": lambda port: port.merge("q", "r", [("r", b"")]),
+    "Removal.bury": lambda port: port.bury("q", "r", [("r", b"")]),
+    "Removal.rewrite": lambda port: port.rewrite("q", "r", b"", b""),
+    "Removal.our_keys": lambda port: list(port.our_keys()),
+    "Removal.forget": lambda port: port.forget(),
+    "Removal.wipe": lambda port: port.wipe(["key"]),
 }
-PORTS = {port.__name__: port for port in (Ledger, Backlog, Breakers, Registry, Stories)}
+PORTS = {port.__name__: port for port in (Ledger, Backlog, Breakers, Registry, Stories, Removal)}
 
 
 @pytest.fixture
@@ -139,37 +177,111 @@ def test_a_server_that_accepts_and_never_answers_is_gone(tmp_path: Path) -> None
 
 @pytest.fixture
 def full(house: House) -> Iterator[House]:
-    """A Redis without memory, with two jobs in a worker's hands."""
-    house.fetched(2)
+    """A Redis without memory: `r0` and `r1` are in a worker's hands, `r2` to `r4` held, and `r5` waits in its queue."""
+    house.accept("r0", "r1", "r2", "r3", "r4", tenant="x")
+    house.put("r5")
+    house.backlog.fetch("w1", "default", 5)
+    house.hold(["r2", "r3", "r4"], expires_ms=2000, tenant="x")
     house.client.config_set("maxmemory", 1)
     yield house
     house.client.config_set("maxmemory", 0)
+    assert 0 == house.ledger.read().lost
 
 
 def test_a_full_redis_accepts_nothing(full: House) -> None:
     """The sender hears of it, and no half of the job stays behind."""
+    before = full.ledger.read()
     with pytest.raises(StoreUnavailable, match="its maxmemory"), store_errors("sending a job"):
-        full.ledger.accept("default", "new", b"body")
-    account = full.ledger.read()
-    assert (2, 2, 0) == (account.accepted, account.running, account.lost)
-    assert {"r0", "r1"} == full.bodies()
+        full.accept("new", tenant="x", once=("key", "digest"))
+    assert (before, {"r0", "r1", "r2", "r3", "r4", "r5"}) == (full.ledger.read(), full.bodies())
+    assert [] == full.client.keys(full.keys.once("*"))
+    assert {b"x": b"5"} == full.client.hgetall(full.keys.tenants)
 
 
-def test_a_full_redis_still_lets_jobs_end_and_be_held(full: House) -> None:
-    """What frees memory, and what keeps a job, must not need any."""
-    assert full.settle("r0", "failed")
-    assert [True] == full.hold(["r1"])
-    account = full.ledger.read()
-    assert (1, 1, 0) == (account.ends["failed"], account.held, account.lost)
+@pytest.mark.parametrize("end", ENDS)
+def test_a_full_redis_lets_jobs_end(full: House, end: End) -> None:
+    """What frees memory must not need any."""
+    assert full.settle("r0", end, tenant="x")
+    assert 1 == full.ledger.read().ends[end]
+
+
+def test_a_full_redis_lets_jobs_be_held(full: House) -> None:
+    """What keeps a job must not need any, or an outage that fills Redis would end in failures; also in a group of its own."""
+    assert [True] == full.hold(["r0"], tenant="x")
+    assert [True] == full.hold(["r1"], tenant="x", tag="new", job_id="job-r1")
+    assert (5, [4, 1]) == (full.ledger.read().held, [group.n for group in full.groups()])
+
+
+def test_a_full_redis_lets_held_jobs_go(full: House) -> None:
+    """At their pace and by hand: the backlog that filled it is the one to be worked off."""
+    assert ["r2"] == full.release(rate=0.0, burst=1.0)
+    assert ["r3"] == full.release_by_hand("r3")
+    assert ["r3", "r5", "r2"] == full.queued()
+    assert ["r4"] == full.held()
+
+
+def test_a_full_redis_lets_held_jobs_expire(full: House) -> None:
+    """They become dead letters, as ever."""
+    assert [True] * 3 == full.backlog.expire("default", list(full.backlog.browse(full.groups())))
+    assert {"r2", "r3", "r4"} == set(full.backlog.dead_ids("default"))
+
+
+def test_a_full_redis_lets_a_job_be_retried(full: House) -> None:
+    """The successor takes the place of its predecessor."""
+    assert full.ledger.hand_over("w1", ("default", "r0"), ("default.DQ", "r0"), b"retry", "r0")
+    assert ["r0"] == full.queued("default.DQ")
+
+
+def test_a_full_redis_gives_back_what_a_dead_worker_had(full: House) -> None:
+    """And counts its death; whoever lives can say so, or all would be taken for dead."""
+    assert full.registry.beat("w1") > 0
+    assert -1 == full.backlog.recover("w1", "default", 15)
+    assert 2 == full.backlog.recover("w1", "default", 0)
+    assert ["\t0\t0\t1\t"] * 2 == [full.mark("r0"), full.mark("r1")]
+
+
+def test_a_full_redis_lets_a_job_begin(full: House) -> None:
+    """Also one that was aboard when a worker died."""
+    full.backlog.begin("w1", "default", "r0", Mark(deaths=1, begun_by="w1"))
+    assert "\t0\t0\t1\tw1" == full.mark("r0")
 
 
 def test_a_full_redis_still_gives_out_what_it_has(full: House) -> None:
-    """Else the backlog that filled it could never be worked off."""
-    assert 2 == full.backlog.give_back("w1", "default", ["r0", "r1"])
+    """Else the backlog that filled it could never be worked off; a stranger's job is adopted as ever."""
+    assert 1 == full.backlog.reclaim("w1", "default", ["r1"])
+    assert 1 == full.backlog.give_back("w1", "default", ["r1"])
     jobs, _ = full.backlog.fetch("w2", "default", 5)
-    assert ["r0", "r1"] == [job.redis_id for job in jobs]
+    assert ["r1", "r0", "r5"] == [job.redis_id for job in jobs]
+    assert [1, 0] == [full.ledger.adopt("w2", "default", ["r5"]), full.ledger.adopt("w2", "default", ["r5"])]
     assert ([], []) == full.backlog.fetch("w2", "default", 5)
-    assert (2, 0) == (full.ledger.read().running, full.ledger.read().lost)
+    assert (3, 3) == (full.ledger.read().running, full.ledger.read().held)
+
+
+def test_a_full_redis_restores_and_sweeps_dead_letters(full: House) -> None:
+    """The one moves a body, the other frees memory."""
+    full.settle("r0", "failed", tenant="x")
+    full.settle("r1", "failed", tenant="x")
+    assert full.backlog.restore("default", "r0", b"again", "x")
+    assert 1 == full.backlog.sweep("default", -1000)
+    assert {b"x": b"4"} == full.client.hgetall(full.keys.tenants)
+
+
+def test_a_full_redis_gives_leases(full: House) -> None:
+    """One to a process at a time, as ever: without them nobody drains, probes or keeps house."""
+    key = full.keys.lease("drain")
+    mine, another = lease(full.client, key, 3), lease(full.client, key, 3)
+    assert [True, False] == [mine.acquire(blocking=False), another.acquire(blocking=False)]
+    assert mine.reacquire()
+    mine.release()
+    assert another.acquire(blocking=False)
+
+
+def test_a_full_redis_lets_breakers_move(full: House) -> None:
+    """A backlog may have filled it; a breaker that could not close would keep it held for ever."""
+    full.move("open", "half-open", "recovering")
+    reading = full.breakers.report("a/m", 10.0, generation=1, ok=1)
+    assert ("recovering", 1) == (reading.breaker.state, reading.window.ok)
+    assert "closed" == full.move("closed").state
 
 
 @pytest.fixture
@@ -183,7 +295,7 @@ def replica(house: House) -> Iterator[House]:
 
 def test_a_replica_is_no_place_to_write(replica: House) -> None:
     """A client that still talks to the old primary gets an error that means: try again later; nothing has moved."""
-    for move in (lambda: replica.settle("r0"), lambda: replica.hold(["r0"]), lambda: replica.accepted(1)):
+    for move in (lambda: replica.settle("r0"), lambda: replica.hold(["r0"]), lambda: replica.accept("new")):
         with pytest.raises(GONE):
             move()
     assert (1, 0) == (replica.ledger.read().running, replica.ledger.read().lost)

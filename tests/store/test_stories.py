@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tideover import clock
-from tideover.store.stories import LONGEST, Line, day
+from tideover.store.stories import LONGEST, Line, day, told_by
 
 if TYPE_CHECKING:
     import redis
@@ -66,3 +66,36 @@ def test_whatever_the_lengths_a_story_can_be_read(house: House, client: redis.Re
     assert (0, len(sizes) - 1) == (numbers[0], numbers[-1])
     assert list(range(len(sizes) - len(numbers) + 1, len(sizes))) == numbers[1:]
     assert len(told(house) or b"") <= max(LONGEST, sizes[0] + sizes[-1] + LONGEST // 2 + 100)
+
+
+def test_a_day_has_room_for_so_many_stories(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage of millions of jobs must not fill Redis with tales; those that have begun go on."""
+    monkeypatch.setattr("tideover.store.stories.MOST", 2)
+    house.stories.add([Line("a", 1.0, "held", {}), Line("a", 2.0, "released", {}), Line("b", 3.0, "held", {})])
+    house.stories.add([Line("c", 4.0, "held", {}), Line("b", 5.0, "released", {}), Line("c", 6.0, "released", {})])
+    assert {"a": ["held", "released"], "b": ["held", "released"]} == {
+        job: [told.event for told in lines] for job, lines in house.stories.everything().items()
+    }
+    assert [] == house.stories.of("c")
+
+
+def test_what_the_facts_of_a_held_job_tell(house: House) -> None:
+    """Why it is held, and at its first hold when it was sent, too: nothing needs to be written down for that."""
+    facts = house.facts("r0", sent_ms=900, held_ms=1000, wait_key="a/m|b/m", generation=3, detail="529")
+    held = {"reason": "outage", "waits_for": ("a/m", "b/m"), "generation": 3, "detail": "529"}
+    sent = Line("r0", 0.9, "enqueued", {"task": "t", "criticality": "deferrable"})
+    assert [sent, Line("r0", 1.0, "held", held)] == told_by(facts)
+    again = house.facts("r0", held_ms=5000, held_before_ms=100, wait_key="", reason="review")
+    (line,) = told_by(again)
+    assert ("held", 5.0, ()) == (line.event, line.at, line.facts["waits_for"])
+
+
+def test_a_story_spans_days(house: House) -> None:
+    """What was told yesterday and what is told today is one story; what is older than it is kept for is gone by itself."""
+    told_then = [line(1, "enqueued"), line(2)]
+    house.stories.add(told_then)
+    (today,) = house.client.keys(house.keys.stories("*"))
+    house.client.rename(today, house.keys.stories(day(clock.now() - 86_400)))
+    house.stories.add([line(3, "released")])
+    assert [*told_then, line(3, "released")] == house.stories.of("job") == house.stories.everything()["job"]
+    assert {"job"} == house.stories.jobs_like("jo")

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -15,23 +16,26 @@ from dramatiq.broker import Broker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.worker import Worker
 
-from tideover import clock
+from tideover import clock, events
+from tideover.consumer import GatedConsumer
 from tideover.core.job import CRITICAL_SUFFIX
 from tideover.errors import ConfigurationError
-from tideover.gate import Gate, GatedConsumer
+from tideover.gate import Gate
 from tideover.health import Health
 from tideover.settings import Settings, settings
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog
 from tideover.store.breakers import Breakers
-from tideover.store.client import Client, text
-from tideover.store.keys import Keys
+from tideover.store.client import FULL, Client, safekeeping
+from tideover.store.keys import SCHEMA, Keys
 from tideover.store.registry import Registry
 from tideover.store.stories import Stories
+from tideover.stub import MemoryBroker
 from tideover.task import AITask
 from tideover_worker import drain, housekeeping, probe, run
 from tideover_worker.chore import Chore, Lease
 from tideover_worker.probe import Prober
+from tideover_worker.strangers import Watch
 
 LEASE_S = 3.0
 
@@ -52,8 +56,7 @@ class Node:
         self.prober.stop()
         self.shared.stop()
         self.gate.health.stop()
-        if not any(self.gate.taken.values()):  # else the maintainer must find it, and give back what it had
-            self.registry.remove_worker(self.gate.worker)
+        self.registry.remove_worker(self.gate.worker)
 
 
 def start(broker: RedisBroker, worker: Worker) -> Node:
@@ -61,7 +64,10 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
     config = settings()
     tasks = ai_tasks(broker)
     check_tasks(config, tasks)
-    check_store(broker.client)
+    if tasks:
+        import_module("tideover.providers.anthropic")  # it takes a second, for which a first call would block the loop
+    if not isinstance(broker, MemoryBroker):
+        check_store(broker.client)
     keys = Keys(broker.namespace)
     registry = Registry(broker.client, keys)
     health = Health(config, Breakers(broker.client, keys), registry)
@@ -73,7 +79,10 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
         Backlog(broker.client, keys),
         Stories(broker.client, keys),
     )
-    enter(registry, config, tasks)
+    try:
+        enter(registry, config, tasks)
+    except FULL as error:  # it can help to bring the backlog home all the same
+        events.store_unavailable("entering what this worker knows", str(error)[:100])
     widen(worker, broker, tasks, config)
     facts = facts_of_worker(config, worker)
     housekeeping.beat(gate, registry, facts)
@@ -81,20 +90,25 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
     vars(broker)["consume"] = partial(consumer, gate, {task.queue_name for task in tasks if task.coroutine is not None})
     shared = run.install(worker, gate)
     prober = Prober(health)
-    chores = (
-        Chore("drain", drain.EVERY_S, lambda: drain.turn(gate), Lease(broker.client, keys.lease("drain"), LEASE_S)),
-        Chore("probe", probe.EVERY_S, prober.turn, Lease(broker.client, keys.lease("probe"), LEASE_S)),
-        Chore("heartbeat", housekeeping.EVERY_S, lambda: housekeeping.beat(gate, registry, facts)),
-        Chore(
-            "housekeeping",
-            housekeeping.EVERY_S,
-            lambda: housekeeping.turn(gate, registry, broker.dead_message_ttl),
-            Lease(broker.client, keys.lease("housekeeping"), LEASE_S),
-        ),
-    )
+    chores = chores_of(broker.client, gate, registry, prober, facts, broker.dead_message_ttl)
     for chore in chores:
         chore.start()
     return Node(gate, registry, chores, prober, shared)
+
+
+def chores_of(
+    client: Client, gate: Gate, registry: Registry, prober: Prober, facts: Mapping[str, Any], dead_message_ttl_ms: int
+) -> tuple[Chore, ...]:
+    """What this process does again and again; with a lease it is done by one process of the fleet."""
+    timeout_s, lease = gate.health.settings.worker.heartbeat_timeout_s, registry.keys.lease
+    turn = partial(housekeeping.turn, gate, registry, Watch(registry, gate.ledger, timeout_s), dead_message_ttl_ms)
+    beat = partial(housekeeping.beat, gate, registry, facts)
+    return (
+        Chore("drain", drain.EVERY_S, drain.Drain(gate, registry).turn, Lease(client, lease("drain"), LEASE_S)),
+        Chore("probe", probe.EVERY_S, prober.turn, Lease(client, lease("probe"), LEASE_S)),
+        Chore("heartbeat", min(housekeeping.EVERY_S, timeout_s / 4), beat),
+        Chore("housekeeping", housekeeping.EVERY_S, turn, Lease(client, lease("housekeeping"), LEASE_S)),
+    )
 
 
 def check_tasks(config: Settings, tasks: Iterable[AITask[Any, Any]]) -> None:
@@ -106,13 +120,27 @@ def check_tasks(config: Settings, tasks: Iterable[AITask[Any, Any]]) -> None:
 
 
 def check_store(client: Client) -> None:
-    """Redis throws nothing away. Raises `ConfigurationError`."""
-    policy = text(client.info("memory").get("maxmemory_policy", "noeviction"))
-    if policy != "noeviction":
-        raise ConfigurationError(
-            f"Redis has maxmemory-policy {policy}, so it may throw jobs away. "
-            "Set maxmemory-policy noeviction, or give tideover a Redis of its own"
-        )
+    """Redis throws nothing away, else `ConfigurationError`; warns where it forgets at a restart, or may not be asked."""
+    for server in safekeeping(client):
+        if server.policy not in (None, "noeviction"):
+            raise ConfigurationError(
+                f"Redis has maxmemory-policy {server.policy}, so it may throw jobs away. "
+                "Set maxmemory-policy noeviction, or give tideover a Redis of its own"
+            )
+        certain = (server.logs, server.saves) == (False, False)
+        match server.logs, server.saves:
+            case None, _:
+                risk = "this user may not ask (INFO) for maxmemory-policy and persistence, so they are not checked"
+                remedy = "see to maxmemory-policy noeviction and appendonly yes yourself, or grant +info"
+            case True, _:
+                continue
+            case False, False:
+                risk = "Redis keeps nothing on disk: every job is lost when it restarts"
+                remedy = "set appendonly yes"
+            case False, _:
+                risk = "Redis keeps no append-only file: what came after the last snapshot is lost when it crashes"
+                remedy = "set appendonly yes"
+        events.store_at_risk(risk, remedy, certain=certain)
 
 
 def ai_tasks(broker: Broker) -> list[AITask[Any, Any]]:
@@ -133,6 +161,7 @@ def facts_of_worker(config: Settings, worker: Worker) -> dict[str, Any]:
         "pid": os.getpid(),
         "since": clock.now(),
         "version": version("tideover"),
+        "schema": SCHEMA,
         "mode": config.mode,
         "queues": sorted(worker.consumer_whitelist or worker.broker.get_declared_queues()),
     }

@@ -3,59 +3,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from tideover import clock, events
+from tideover.core.route import NO_PERMIT
 from tideover.gate import Gate
-from tideover.store.registry import Registry
-from tideover.store.stories import Line
+from tideover.store.backlog import PAGE
+from tideover.store.facts import TICKS, HeldFacts
+from tideover.store.keys import SCHEMA
+from tideover.store.registry import STRANGERS_S, Registry
+from tideover.store.stories import Line, told_by
+from tideover_worker.strangers import Watch
 
 EVERY_S = 1.0
 
 
 def beat(gate: Gate, registry: Registry, facts: Mapping[str, Any]) -> None:
     """One sign of life, also while all slots are taken and nothing is fetched; it says again who this is."""
-    registry.beat(gate.worker)
+    sign(gate, registry)
     registry.enter_worker(gate.worker, facts)
 
 
-def turn(gate: Gate, registry: Registry, dead_message_ttl_ms: int) -> None:
+def sign(gate: Gate, registry: Registry) -> float:
+    """A sign of life; Redis' time (unix), which this process goes by from here on."""
+    begun_at = clock.monotonic()
+    now = registry.beat(gate.worker)
+    gate.note_beat(begun_at)
+    clock.follow(now)
+    return now
+
+
+def turn(gate: Gate, registry: Registry, watch: Watch, dead_message_ttl_ms: int) -> None:
     """One round for the whole namespace; one process at a time does it."""
-    recover(gate, registry)
-    expire(gate)
-    for queue in registry.queues():
+    now, queues = sign(gate, registry), registry.queues()
+    recover(gate, registry, queues, now)
+    expire(gate, registry, queues, now)
+    for queue in queues:
         gate.backlog.sweep(queue, dead_message_ttl_ms)
+    watch.look(queues, now)
+    if registry.raise_schema():
+        events.schema_raised(registry.keys.namespace, SCHEMA)
 
 
-def recover(gate: Gate, registry: Registry) -> None:
+def recover(gate: Gate, registry: Registry, queues: Iterable[str], now: float) -> None:
     """Gives the jobs of dead workers back to their queues. The script decides who is dead, by Redis' clock."""
     dead_after_s = gate.health.settings.worker.heartbeat_timeout_s
-    now = registry.beat(gate.worker)
+    if clock.monotonic() - gate.doubted_at < dead_after_s / 2:
+        return  # we were silent ourselves: if Redis was away, the others need a moment to say that they live
+    lanes, ours = [lane for queue in queues for lane in (queue, f"{queue}.DQ")], registry.workers()
     for worker, seen in registry.heartbeats().items():
         if now - seen < dead_after_s:
             continue
-        lanes = [lane for queue in registry.queues() for lane in (queue, f"{queue}.DQ")]
+        may_go = worker in ours or now - seen >= STRANGERS_S
+        if not may_go and not gate.backlog.fetched(worker, lanes):
+            continue  # dramatiq's own maintenance needs its heartbeat to find what it has of queues unknown to us
         given_back = {lane: gate.backlog.recover(worker, lane, dead_after_s) for lane in lanes}
         for lane, n in given_back.items():
             if n > 0:
                 events.jobs_recovered(worker, lane, n)
                 registry.count("recovered", n)
-        if all(n >= 0 for n in given_back.values()):
+        if may_go and all(n >= 0 for n in given_back.values()):
             registry.remove_worker(worker)
 
 
-def expire(gate: Gate) -> None:
-    """Ends held jobs that are past their expiry, within about a second of it."""
+def expire(gate: Gate, registry: Registry, queues: Iterable[str], now: float) -> None:
+    """Ends held jobs that are past their expiry, within about a second of it; those with a degraded answer go and make it."""
     if gate.health.mode != "act":
         return
-    now_ms = clock.now_ms()
-    for held in gate.backlog.held_sets():
-        late = [fact for fact in gate.backlog.due(held, now_ms) if fact.expires_ms is not None and fact.expires_ms <= now_ms]
-        if not late:
-            continue
-        gate.tell(*(Line(fact.job_id, clock.now(), "expired", {"task": fact.task, "while": "held"}) for fact in late))
-        ended = set(gate.backlog.expire(held, late))
-        for fact in late:
-            if fact.job_id in ended:
-                events.job_expired(fact.job_id, fact.task, fact.queue)
+    for queue in queues:
+        for page in late(gate, queue, int(now * 1000)):
+            degrading = {name for name, facts in registry.tasks().items() if facts.get("on_expiry") == "degrade"}
+            going = [fact for fact in page if fact.task in degrading and fact.reason != "review"]
+            end(gate, queue, [fact for fact in page if fact not in going], now)
+            members = gate.backlog.members(queue, [fact.redis_id for fact in going])
+            if members:
+                released, _ = gate.backlog.release(queue, list(members.values()), NO_PERMIT)
+                gate.tell(*(line for fact in released for line in told_by(fact)))
+
+
+def end(gate: Gate, queue: str, late: Sequence[HeldFacts], now: float) -> None:
+    """Ends held jobs as expired. First it is told, because whoever waits for an expired job asks how it ended."""
+    gate.tell(*(line for fact in late for line in (*told_by(fact), expired_line(fact, now))))
+    for fact in late:
+        gate.tell_result(queue, fact.task, fact.job_id)
+    for fact, ended in zip(late, gate.backlog.expire(queue, late) if late else [], strict=True):
+        if ended:
+            events.job_expired(fact.job_id, fact.task, queue)
+
+
+def late(gate: Gate, queue: str, now_ms: int) -> Iterator[list[HeldFacts]]:
+    """The held jobs of a queue that are past their expiry. Those that have waited longest are looked at with them."""
+    groups = gate.backlog.groups(queue) if gate.backlog.size(queue) else []
+    due = gate.backlog.browse(groups, until=now_ms * TICKS + TICKS - 1)
+    while page := list(islice(due, PAGE)):
+        if found := [fact for fact in page if fact.expires_ms is not None and fact.expires_ms <= now_ms]:
+            yield found
+
+
+def expired_line(fact: HeldFacts, now: float) -> Line:
+    return Line(fact.job_id, now, "expired", {"task": fact.task, "while": "held"})

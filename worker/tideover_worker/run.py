@@ -14,31 +14,37 @@ import time
 import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
+import dramatiq.worker
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.errors import RateLimitExceeded, Retry
-from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage, TimeLimit, TimeLimitExceeded
-from dramatiq.results import Results
+from dramatiq.middleware import SkipMessage, TimeLimit, TimeLimitExceeded
 from dramatiq.worker import Worker, WorkerThread, _WorkQueueItem
 
-from tideover import clock
+from tideover import clock, events
 from tideover.attempt import note_of, processing
 from tideover.core.admission import Expire, Hold
 from tideover.errors import JobExpired
-from tideover.gate import Gate, criticality_of
+from tideover.gate import Gate, criticality_of, redis_id
 from tideover.store.client import FAILED
 from tideover.task import AITask
-
-THREAD_BOUND = frozenset({"TimeLimit", "ShutdownNotifications", "Abortable"})
-"""Middlewares that raise into the thread that called them; for a coroutine the runner does their work."""
+from tideover_worker import aborts
+from tideover_worker.hooks import Hooks
 
 HOOK_THREADS = 4
 MOST_FRAMES = 6
 POLL_S = 0.02
+ASK_AGAIN_S = 0.2
+RETRY_S = 0.25
+"""How soon what Redis did not take is tried again. dramatiq waits 3 and 5 s, in the threads that every other job needs."""
 CANCEL_S = 5.0
+
+
+class TakenOver(SkipMessage):
+    """The job was given to another worker while this one was silent."""
 
 
 class Slots:
@@ -72,33 +78,6 @@ class Slots:
         with self._lock:
             waiting, self._waiting = list(self._waiting), deque()
             return waiting
-
-
-class Hooks:
-    """dramatiq's emit for one job; `bound`: also the middlewares that are bound to the calling thread."""
-
-    def __init__(self, broker: Broker, *, bound: bool) -> None:
-        self.broker = broker
-        self.middleware = [m for m in broker.middleware if bound or type(m).__name__ not in THREAD_BOUND]
-
-    def before(self, message: MessageProxy) -> None:
-        for middleware in self.middleware:
-            self._call(middleware, "before_process_message", message)
-
-    def after(self, signal: str, message: MessageProxy, **kwargs: Any) -> None:
-        note_of(message).concluding = True
-        for middleware in reversed(self.middleware):
-            self._call(middleware, f"after_{signal}", message, **kwargs)
-
-    def _call(self, middleware: Middleware, hook: str, message: MessageProxy, **kwargs: Any) -> None:
-        try:
-            getattr(middleware, hook)(self.broker, message, **kwargs)
-        except Exception as error:
-            if isinstance(error, MiddlewareError) and hook.startswith("before_"):
-                raise
-            if isinstance(error, FAILED) and isinstance(middleware, Results):
-                note_of(message).store_again = partial(getattr(middleware, hook), self.broker, message, **kwargs)
-            self.broker.logger.critical("Unexpected failure in %s of %r.", hook, middleware, exc_info=True)
 
 
 class Shared:
@@ -137,6 +116,7 @@ class Shared:
 
     def stop(self) -> None:
         """Ends the loop and closes what it used."""
+        self.gate.leaving = True
         self.pool.shutdown()
         asyncio.run_coroutine_threadsafe(close_clients(), self.loop).result(timeout=CANCEL_S)
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -152,8 +132,16 @@ class Runner(WorkerThread):
         self.shared, self.gate = shared, shared.gate
 
     def process_message(self, message: MessageProxy) -> None:
+        """In a context of its own: what a job or a hook sets is not there any more for the thread's next job."""
+        contextvars.copy_context().run(self.process, message)
+
+    def process(self, message: MessageProxy) -> None:
         if self.gate.closing:
             self.consumers[message.queue_name].requeue_messages([message])
+            self.work_queue.task_done()
+            return
+        if not self.still_has(message, waiting=True):
+            self.gate.forget(message)
             self.work_queue.task_done()
             return
         task = self.broker.actors.get(message.actor_name)
@@ -172,6 +160,17 @@ class Runner(WorkerThread):
             return
         self.free(slots, critical)
 
+    def still_has(self, message: MessageProxy, *, waiting: bool) -> bool:
+        """Whether the job is still this worker's. `waiting`: for Redis to answer; else it is taken for ours until it does."""
+        while True:
+            try:
+                return self.gate.still_has(message)
+            except FAILED as error:
+                if not waiting or self.gate.closing:
+                    return True
+                events.store_unavailable("asking whether a job is still this worker's", type(error).__name__)
+                time.sleep(ASK_AGAIN_S)
+
     def stopped_at_the_gate(self, message: MessageProxy) -> bool:
         """The gate for prefetched messages, before any hook; what it stops is marked and only needs to be finished."""
         verdict = self.gate.verdict(message)
@@ -181,8 +180,19 @@ class Runner(WorkerThread):
             case Expire():
                 self.mark_expired(message)
             case None:
+                self.note_begin(message)
                 return False
         return True
+
+    def note_begin(self, message: MessageProxy) -> None:
+        """Writes down that a job begins that was aboard when a worker died: if this one dies, too, it may be the job."""
+        mark = note_of(message).mark
+        if mark.deaths:
+            begun = replace(mark, begun_by=self.gate.worker)
+            try:
+                self.gate.backlog.begin(self.gate.worker, message.queue_name, redis_id(message), begun)
+            except FAILED as error:
+                events.store_unavailable("noting that a job begins", type(error).__name__)
 
     def mark_expired(self, message: MessageProxy) -> None:
         note_of(message).end = "expired"
@@ -191,20 +201,38 @@ class Runner(WorkerThread):
 
     def run_function(self, message: MessageProxy) -> None:
         """One attempt in this thread."""
-        hooks = Hooks(self.broker, bound=True)
+        hooks = Hooks(self.gate, bound=True)
         try:
             hooks.before(message)
             result = None if message.failed else self.broker.get_actor(message.actor_name)(*message.args, **message.kwargs)
         except BaseException as error:  # noqa: BLE001 - dramatiq's interrupts are BaseExceptions, and each is a way to end
             self.conclude(hooks, message, error)
         else:
-            hooks.after("process_message", message, result=result)
+            self.succeed(hooks, message, result)
         self.finish(message)
+
+    def succeed(self, hooks: Hooks, message: MessageProxy, result: Any) -> None:
+        """The after-hooks of an attempt that succeeded; if the job is another worker's by now, the next steps are, too."""
+        try:
+            self.stand_down_unless_ours(message, waiting=False)
+        except TakenOver as error:
+            self.conclude(hooks, message, error)
+        else:
+            hooks.after("process_message", message, result=result)
+
+    def stand_down_unless_ours(self, message: MessageProxy, *, waiting: bool = True) -> None:
+        """Raises `TakenOver` when the job is another worker's by now."""
+        if not self.still_has(message, waiting=waiting):
+            note_of(message).taken_over = True
+            message.options["store_results"] = False
+            events.job_taken_over(message.message_id, message.actor_name)
+            raise TakenOver
 
     def start_coroutine(self, message: MessageProxy, function: Any, slots: Slots, critical: bool) -> None:
         """One attempt on the loop, in a context of its own."""
         context = contextvars.copy_context()
-        hooks = Hooks(self.broker, bound=False)
+        abortee = aborts.Abortee(self.shared.loop)
+        hooks = Hooks(self.gate, bound=False, abortee=abortee)
         try:
             context.run(hooks.before, message)
         except BaseException as error:  # noqa: BLE001 - as above
@@ -217,6 +245,8 @@ class Runner(WorkerThread):
         async def attempt() -> Any:
             try:
                 async with asyncio.timeout(limit_s) as limit:
+                    if not self.gate.surely_has(message):  # the loop, or all of us, stood still since the gate was passed
+                        await asyncio.to_thread(self.stand_down_unless_ours, message)
                     return await function(*message.args, **message.kwargs)
             except TimeoutError:
                 if limit.expired():
@@ -226,6 +256,9 @@ class Runner(WorkerThread):
         def begin() -> None:
             task = self.shared.loop.create_task(attempt(), context=context)
             self.shared.in_flight[task] = message
+            abortee.task = task
+            if abortee.aborted:
+                task.cancel()
             task.add_done_callback(lambda task: self.shared.pool.submit(ended, task))
 
         def ended(task: asyncio.Task[Any]) -> None:
@@ -242,9 +275,10 @@ class Runner(WorkerThread):
             self.consumers[message.queue_name].requeue_messages([message])
             self.work_queue.task_done()
             return
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        cut = aborts.aborted() if hooks.abortee is not None and hooks.abortee.aborted else asyncio.CancelledError()
+        error = cut if task.cancelled() else task.exception()
         if error is None:
-            hooks.after("process_message", message, result=task.result())
+            self.succeed(hooks, message, task.result())
         else:
             self.conclude(hooks, message, error)
         self.finish(message)
@@ -319,6 +353,8 @@ def time_limit_s(broker: Broker, message: MessageProxy) -> float | None:
 
 def install(worker: Worker, gate: Gate) -> Shared:
     """Makes a dramatiq worker use our runners."""
+    delays = {"POST_PROCESS_MESSAGE_RETRY_DELAY_SECS": RETRY_S, "CONSUMER_RESTART_DELAY_SECS": RETRY_S}
+    vars(dramatiq.worker).update(delays)
     shared = Shared(gate, worker)
 
     def add_worker() -> None:

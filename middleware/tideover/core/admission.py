@@ -19,8 +19,9 @@ from tideover.core.job import Job
 from tideover.core.route import BUSY, Hop, Permit
 
 Readiness = Literal["yes", "pace", "no"]
-Reason = Literal["outage", "pace", "failed"]
-"""Why a job is held: its breakers are open; the pace has no room; its own call failed before a breaker opened."""
+Reason = Literal["outage", "pace", "failed", "review"]
+"""Why a job is held: its breakers are open; the pace has no room; its own call failed before a breaker opened; only a human can
+say what to do with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,12 @@ class Hold:
     wait_key: tuple[str, ...]
     reason: Reason
     generation: int
+    detail: str = ""
+
+
+def needs_review(why: str) -> Hold:
+    """A hold that no breaker frees: a human must say what to do."""
+    return Hold((), "review", 0, why)
 
 
 @dataclass(frozen=True, slots=True)

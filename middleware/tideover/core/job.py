@@ -11,10 +11,11 @@ Criticality = Literal["critical", "deferrable"]
 
 CRITICALITIES: tuple[Criticality, ...] = ("critical", "deferrable")
 
-End = Literal["succeeded", "failed", "expired", "discarded", "unexplained"]
-"""How a job ended. *unexplained* is an acknowledgement for which nobody recorded an end: a defect that must show."""
+End = Literal["succeeded", "failed", "expired", "discarded", "unexplained", "elsewhere"]
+"""How a job ended. *unexplained* is an acknowledgement for which nobody recorded an end: a defect that must show.
+*elsewhere*: a worker without tideover had it, so nobody knows."""
 
-ENDS: tuple[End, ...] = ("succeeded", "failed", "expired", "discarded", "unexplained")
+ENDS: tuple[End, ...] = ("succeeded", "failed", "expired", "discarded", "unexplained", "elsewhere")
 
 CRITICAL_SUFFIX = ".critical"
 

@@ -37,7 +37,10 @@ def split_key(key: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave for one released job to run in one generation of one breaker. An operator's `release --force` is for any."""
+    """Leave for one released job to run in one generation of one breaker. An operator's `release --force` is for any.
+
+    One without a key (`NO_PERMIT`) is leave to be judged anew: a job that waited for no breaker passes the gates as any other.
+    """
 
     key: str
     generation: int
@@ -47,12 +50,14 @@ class Permit:
         """
         >>> Permit.parse("anthropic/claude-opus-4-8@7")
         Permit(key='anthropic/claude-opus-4-8', generation=7)
+        >>> str(Permit("anthropic/claude-opus-4-8", 7)), str(NO_PERMIT), Permit.parse("") == NO_PERMIT
+        ('anthropic/claude-opus-4-8@7', '', True)
         """
         key, _, generation = text.rpartition("@")
-        return cls(key, int(generation))
+        return cls(key, int(generation or 0))
 
     def __str__(self) -> str:
-        return f"{self.key}@{self.generation}"
+        return f"{self.key}@{self.generation}" if self.key else ""
 
     @property
     def forced(self) -> bool:
@@ -65,6 +70,36 @@ class Permit:
         if self.key != key or self.generation < breaker.generation:
             return False
         return self.generation > breaker.generation or breaker.state in ("recovering", "closed")
+
+
+NO_PERMIT = Permit("", 0)
+"""Of a job that is released for no breaker: it meets every gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What goes with a job from hold to hold: its permit, how often and how long (ms) it was held, workers that died with it.
+
+    `begun_by` is the worker that runs it, noted only after a first death: then the next one may be its doing.
+    """
+
+    permit: Permit | None = None
+    holds: int = 0
+    held_ms: int = 0
+    deaths: int = 0
+    begun_by: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Mark:
+        """
+        >>> Mark.parse("anthropic/claude-opus-4-8@7\\t1\\t60000\\t0\\t")
+        Mark(permit=Permit(key='anthropic/claude-opus-4-8', generation=7), holds=1, held_ms=60000, deaths=0, begun_by='')
+        """
+        permit, holds, held_ms, deaths, begun_by = text.split("\t")
+        return cls(Permit.parse(permit) if permit else None, int(holds), int(held_ms), int(deaths), begun_by)
+
+    def __str__(self) -> str:
+        return f"{self.permit or ''}\t{self.holds}\t{self.held_ms}\t{self.deaths}\t{self.begun_by}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,24 +4,42 @@
 Read from Redis only, never from user code. An answer is a frozen dataclass, and `as_json` makes plain data of it.
 """
 
-from tideover.ops.access import Operator, Refused, open_operator
-from tideover.ops.acts import Release, Selection, bypass_off, bypass_on, choose_all, choose_jobs, permits, release
+from tideover.ops.access import Misasked, Operator, Refused, open_operator
+from tideover.ops.acts import (
+    Preview,
+    Release,
+    Selection,
+    bypass_off,
+    bypass_on,
+    choose,
+    choose_jobs,
+    preview,
+    refuse_if_none_may_go,
+    release,
+)
 from tideover.ops.explanation import Explanation, explain
-from tideover.ops.listing import HeldJob, Listing, backlog
+from tideover.ops.held import HeldGroup
+from tideover.ops.listing import Breakdown, HeldJob, Listing, backlog, breakdown
 from tideover.ops.overview import NamespaceStatus, Status, status
+from tideover.ops.search import Filter
 from tideover.ops.standing import BreakerStatus, Bypass, Standing
 from tideover.ops.values import about, as_json, counted, iso
 from tideover.ops.verdict import Level, Verdict
 
 __all__ = [
+    "Breakdown",
     "BreakerStatus",
     "Bypass",
     "Explanation",
+    "Filter",
+    "HeldGroup",
     "HeldJob",
     "Level",
     "Listing",
+    "Misasked",
     "NamespaceStatus",
     "Operator",
+    "Preview",
     "Refused",
     "Release",
     "Selection",
@@ -31,15 +49,17 @@ __all__ = [
     "about",
     "as_json",
     "backlog",
+    "breakdown",
     "bypass_off",
     "bypass_on",
-    "choose_all",
+    "choose",
     "choose_jobs",
     "counted",
     "explain",
     "iso",
     "open_operator",
-    "permits",
+    "preview",
+    "refuse_if_none_may_go",
     "release",
     "status",
 ]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from tideover.core.breaker import Breaker
 from tideover.errors import ConfigurationError, JobNotFound, StoreUnavailable, TideoverError
-from tideover.settings import Settings, did_you_mean, mask
+from tideover.settings import Settings
+from tideover.sources import did_you_mean, mask
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog
 from tideover.store.breakers import Breakers
@@ -24,6 +25,10 @@ SHORTEST_PREFIX = 6
 
 class Refused(TideoverError):
     """What was asked for is possible but not allowed now. The message says why, and how to insist if one can."""
+
+
+class Misasked(TideoverError, ValueError):
+    """The question or act makes no sense as it was asked. The message says what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +117,13 @@ def reaching(settings: Settings) -> Iterator[None]:
 def find_job(operator: Operator, asked: str) -> tuple[Space, str]:
     """The namespace and the full id of a job, by its id or the beginning of it."""
     for space in operator.spaces:
-        if space.backlog.place(asked) is not None or space.stories.of(asked):
+        if space.backlog.place(asked, space.registry.queues()) is not None or space.stories.of(asked):
             return space, asked
     like: set[tuple[str, str]] = set()
     by_name = {space.name: space for space in operator.spaces}
     if len(asked) >= SHORTEST_PREFIX:
         for space in operator.spaces:
-            found = space.backlog.jobs_like(asked) | space.stories.jobs_like(asked)
+            found = space.backlog.jobs_like(asked, space.registry.queues()) | space.stories.jobs_like(asked)
             like |= {(space.name, job_id) for job_id in found}
     if not like:
         raise JobNotFound(

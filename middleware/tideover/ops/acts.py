@@ -3,43 +3,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tideover import clock
+from tideover.core.admission import Reason
 from tideover.core.breaker import Breaker, State
-from tideover.core.route import FORCED, Permit
-from tideover.errors import JobNotFound
+from tideover.core.job import Criticality
+from tideover.core.route import FORCED, NO_PERMIT, Permit
+from tideover.errors import JobNotFound, StoreUnavailable
 from tideover.ops.access import Operator, Refused, Space, find_job, reaching
-from tideover.ops.explanation import locate, set_of
+from tideover.ops.explanation import locate
+from tideover.ops.search import ANY, Filter, Search
 from tideover.ops.standing import Bypass, bypass_of
-from tideover.store.backlog import HeldFacts, HeldSet
-from tideover.store.stories import Line
+from tideover.ops.values import counted
+from tideover.store.client import FAILED
+from tideover.store.facts import GROUP, Facet, HeldFacts
+from tideover.store.stories import Line, told_by
 
-AT_ONCE = 500
-"""Jobs that one script call releases."""
+AT_ONCE = 100
+"""Jobs that one script call releases: more would block Redis for longer than 10 ms."""
 
 RUNNABLE: frozenset[State] = frozenset({"closed", "recovering"})
 
+Progress = Callable[[int], None]
+"""Told how many more jobs are done with."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Chosen jobs of one held set, by Redis id, those first that must go first."""
+    """Chosen jobs of one queue, as members of its index, in the order in which they shall go; `facets` by member or group."""
 
     space: Space
-    held: HeldSet
-    redis_ids: tuple[str, ...]
+    queue: str
+    members: Sequence[bytes]
+    facets: Mapping[bytes, Facet]
+
+    def facet(self, member: bytes) -> Facet:
+        return self.facets.get(member) or self.facets[member[:GROUP]]
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Held jobs as they were chosen; one that is held later is not in it."""
+    """Held jobs as they were chosen; one that is held later is not in it.
+
+    `in_review`: jobs that were meant, too, but need review, which nobody asked for by id or reason.
+    """
 
     batches: tuple[Batch, ...]
+    in_review: int = 0
 
     @property
     def size(self) -> int:
-        return sum(len(batch.redis_ids) for batch in self.batches)
+        return sum(len(batch.members) for batch in self.batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Which of the chosen jobs may go, and with which permit: by namespace and wait key.
+
+    `barred`: the breakers that let nothing run now, and their states.
+    """
+
+    permits: Mapping[tuple[str, str], Permit]
+    barred: Mapping[str, State]
+
+    def of(self, batch: Batch, member: bytes) -> Permit | None:
+        return self.permits.get((batch.space.name, batch.facet(member).wait_key))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +83,47 @@ class ReleasedJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """`gone`: chosen, but not held any more when their turn came; `still_held`: their breakers would not let them run."""
+    """`gone`: chosen, but not held any more when their turn came; `still_held`: their breakers would not let them run.
+
+    `in_review`: not chosen, because a human must look at them first; releasing those takes their ids or their reason.
+    `untold`: released, but Redis would not take down their stories.
+    """
 
     jobs: tuple[ReleasedJob, ...]
     gone: int
     still_held: int
     still_waiting_for: tuple[str, ...]
+    in_review: int
+    untold: int
     forced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewGroup:
+    """Chosen jobs that are alike; `goes`: a breaker that they wait for lets them run, or they wait for none."""
+
+    namespace: str
+    lane: str
+    task: str
+    criticality: Criticality
+    reason: Reason
+    waits_for: tuple[str, ...]
+    tenant: str
+    tag: str
+    jobs: int
+    goes: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What a release would do now. `barred`: the breakers that let nothing run, and their states."""
+
+    would_go: int
+    would_stay: int
+    barred: dict[str, State]
+    in_review: int
+    forced: bool
+    groups: tuple[PreviewGroup, ...]
 
 
 def choose_jobs(operator: Operator, ids: Sequence[str]) -> Selection:
@@ -68,19 +133,26 @@ def choose_jobs(operator: Operator, ids: Sequence[str]) -> Selection:
       JobNotFound: nothing is known of one of them.
       Refused: one of them is not held.
     """
-    chosen: dict[tuple[str, HeldSet], tuple[Space, dict[str, None]]] = {}
+    chosen: dict[tuple[str, str], tuple[Space, dict[bytes, Facet]]] = {}
     with reaching(operator.settings):
         for asked in ids:
             space, job_id = find_job(operator, asked)
             where, _, facts = locate(space, job_id)
-            if facts is None:
+            found = {} if facts is None else space.backlog.members(facts.queue, [facts.redis_id])
+            if facts is None or not found:
                 raise Refused(f"job {job_id} is not held: it is {where}. `tideover explain {job_id}` says more")
-            chosen.setdefault((space.name, set_of(facts)), (space, {}))[1][facts.redis_id] = None
-    return Selection(tuple(Batch(space, held, tuple(ids)) for (_, held), (space, ids) in chosen.items()))
+            chosen.setdefault((space.name, facts.queue), (space, {}))[1][found[facts.redis_id]] = facts.facet
+    return Selection(
+        tuple(Batch(space, queue, in_order(members), members) for (_, queue), (space, members) in chosen.items()),
+    )
 
 
-def choose_all(operator: Operator, task: str | None) -> Selection:
-    """All held jobs of one namespace, or those of one task.
+def in_order(members: Iterable[bytes]) -> tuple[bytes, ...]:
+    return tuple(sorted(members, key=lambda member: member[GROUP:]))
+
+
+def choose(operator: Operator, chosen: Filter = ANY) -> Selection:
+    """All held jobs of one namespace that are meant. Those that need review only if the filter says that reason.
 
     Raises:
       Refused: the operator has several namespaces.
@@ -88,88 +160,160 @@ def choose_all(operator: Operator, task: str | None) -> Selection:
     """
     with reaching(operator.settings):
         space = operator.the_space("releasing held jobs")
-        batches = [batch_of(space, held, task) for held in space.backlog.held_sets()]
-    chosen = tuple(batch for batch in batches if batch.redis_ids)
-    if not chosen:
-        of_task = "" if task is None else f" of task {task}"
-        raise JobNotFound(f"no job{of_task} is held in namespace {space.name}. `tideover backlog` lists those that are")
-    return Selection(chosen)
+        search = Search([space], chosen, int(operator.now() * 1000))
+        in_review = 0 if chosen.reason == "review" else search.leave_out_review()
+        members: dict[str, list[bytes]] = defaultdict(list)
+        facets: dict[str, dict[bytes, Facet]] = defaultdict(dict)
+        for part, member in search.meant():
+            members[part.queue].append(member.raw)
+            facets[part.queue][member.group.id] = member.group.facet
+    if not members:
+        most = f"; {counted(in_review, 'job')} that need review can be released with --reason review" if in_review else ""
+        raise JobNotFound(f"no such job is held in namespace {space.name}{most}. `tideover backlog` lists those that are")
+    batches = (Batch(space, queue, of_queue, facets[queue]) for queue, of_queue in members.items())
+    return Selection(tuple(batches), in_review)
 
 
-def batch_of(space: Space, held: HeldSet, task: str | None) -> Batch:
-    return Batch(space, held, tuple(f.redis_id for f in space.backlog.browse(held) if task in (None, f.task)))
-
-
-def permits(operator: Operator, selection: Selection, *, force: bool) -> dict[Batch, Permit]:
-    """Leave for each batch that may run now; those without one must stay.
-
-    Raises:
-      Refused: none of the jobs would run now, and nobody forces them.
-    """
-    if force:
-        return dict.fromkeys(selection.batches, Permit(FORCED, 0))
-    found: dict[Batch, Permit] = {}
-    barred: dict[str, str] = {}
+def leave_for(operator: Operator, selection: Selection, *, force: bool) -> Leave:
+    """Leave for the jobs that may run now; those without one must stay. A job that waits for no breaker may always go."""
+    permits: dict[tuple[str, str], Permit] = {}
+    barred: dict[str, State] = {}
     with reaching(operator.settings):
         now = operator.now()
-        for batch in selection.batches:
-            breakers = batch.space.breakers.read(batch.held.breaker_keys)
-            bypassed = batch.space.registry.bypass() is not None
-            open_to_it = [Permit(key, b.generation) for key, b in breakers.items() if bypassed or lets_run(b, now)]
-            if open_to_it:
-                found[batch] = open_to_it[0]
-            else:
-                barred |= {key: breaker.state for key, breaker in breakers.items()}
-    if barred and not found:
-        what = "the job waits" if selection.size == 1 else f"all {selection.size:,} jobs wait"
-        states = ", ".join(f"{key} is {'throttled' if state in RUNNABLE else state}" for key, state in sorted(barred.items()))
-        raise Refused(
-            f"{what} for breakers that let nothing run now: {states}. Once one recovers, jobs are released by themselves; "
-            "--force runs them now, whatever the breakers say"
-        )
-    return found
+        for space in {batch.space.name: batch.space for batch in selection.batches}.values():
+            bypassed = space.registry.bypass() is not None
+            ours = [facet for batch in selection.batches if batch.space is space for facet in batch.facets.values()]
+            breakers = space.breakers.read(sorted({key for facet in ours for key in facet.breaker_keys}))
+            for facet in {facet.wait_key: facet for facet in ours}.values():
+                able = (key for key in facet.breaker_keys if bypassed or lets_run(breakers[key], now))
+                key = FORCED if force else next(able, None) if facet.breaker_keys else ""
+                if key is None:
+                    barred |= {key: breakers[key].state for key in facet.breaker_keys}
+                else:
+                    permits[space.name, facet.wait_key] = permit_of(key, breakers)
+    return Leave(permits, barred)
+
+
+def permit_of(key: str, breakers: Mapping[str, Breaker]) -> Permit:
+    match key:
+        case "":
+            return NO_PERMIT
+        case "*":
+            return Permit(FORCED, 0)
+        case _:
+            return Permit(key, breakers[key].generation)
 
 
 def lets_run(breaker: Breaker, now: float) -> bool:
     return breaker.state in RUNNABLE and breaker.throttled_until <= now
 
 
-def release(operator: Operator, selection: Selection, *, who: str, why: str | None, force: bool) -> Release:
+def refuse_if_none_may_go(plan: Preview) -> None:
+    """Raises `Refused`: none of the jobs would run now, and nobody forces them."""
+    if plan.would_go or not plan.would_stay:
+        return
+    what = "the job waits" if plan.would_stay == 1 else f"all {plan.would_stay:,} jobs wait"
+    states = ", ".join(f"{key} is {'throttled' if state in RUNNABLE else state}" for key, state in plan.barred.items())
+    raise Refused(
+        f"{what} for breakers that let nothing run now: {states}. Once one recovers, jobs are released by themselves; "
+        "--force runs them now, whatever the breakers say"
+    )
+
+
+def preview(operator: Operator, selection: Selection, *, force: bool) -> Preview:
+    """What `release` would do now; it changes nothing."""
+    leave = leave_for(operator, selection, force=force)
+    alike = Counter((batch.space.name, batch.queue, batch.facet(m)) for batch in selection.batches for m in batch.members)
+    groups = tuple(
+        PreviewGroup(
+            namespace=namespace,
+            lane=queue,
+            task=facet.task,
+            criticality=facet.criticality,
+            reason=facet.reason,
+            waits_for=facet.breaker_keys,
+            tenant=facet.tenant,
+            tag=facet.tag,
+            jobs=n,
+            goes=(namespace, facet.wait_key) in leave.permits,
+        )
+        for (namespace, queue, facet), n in alike.most_common()
+    )
+    would_go = sum(group.jobs for group in groups if group.goes)
+    return Preview(
+        would_go=would_go,
+        would_stay=selection.size - would_go,
+        barred=dict(sorted(leave.barred.items())),
+        in_review=selection.in_review,
+        forced=force,
+        groups=groups,
+    )
+
+
+def release(
+    operator: Operator, selection: Selection, *, who: str, why: str | None, force: bool, progress: Progress = lambda _: None
+) -> Release:
     """Puts chosen held jobs back at the head of their queues, at once and not at the pace, and tells their stories so.
 
-    Without `force` a job goes only if one of its breakers lets it run now; with it, it runs whatever the breakers say.
+    Without `force` a job goes only if one of its breakers lets it run now; with it, it runs whatever the breakers say. One that
+    waits for no breaker, because it needs review, goes through the gates as any other.
 
     Raises:
-      Refused: none of the jobs would run now, and nobody forces them.
+      StoreUnavailable: Redis does not answer any more; the message says how many were released.
     """
-    leave = permits(operator, selection, force=force)
+    leave = leave_for(operator, selection, force=force)
     released: list[ReleasedJob] = []
-    with reaching(operator.settings):
-        for batch, permit in leave.items():
-            for facts in freed(batch, permit):
-                batch.space.stories.add([line_of(fact, who, why, force) for fact in facts])
-                name = batch.space.name
-                released += [ReleasedJob(id=f.job_id, namespace=name, task=f.task, lane=f.queue) for f in facts]
-    kept = [batch for batch in selection.batches if batch not in leave]
-    still_held = sum(len(batch.redis_ids) for batch in kept)
+    told = {"by": "hand", "who": who, "reason": why, "forced": force}
+    may_go = untold = 0
+    try:
+        with reaching(operator.settings):
+            for batch in selection.batches:
+                for permit, members in steps(batch, leave):
+                    may_go += len(members)
+                    facts, _ = batch.space.backlog.release(batch.queue, members, permit)
+                    released += [released_job(batch, fact) for fact in facts]
+                    untold += tell(batch.space, facts, told)
+                    progress(len(members))
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"{len(released):,} of {counted(selection.size, 'job')} are released. {error}") from error
     return Release(
         jobs=tuple(released),
-        gone=selection.size - still_held - len(released),
-        still_held=still_held,
-        still_waiting_for=tuple(sorted({key for batch in kept for key in batch.held.breaker_keys})),
+        gone=may_go - len(released),
+        still_held=selection.size - may_go,
+        still_waiting_for=tuple(sorted(leave.barred)),
+        in_review=selection.in_review,
+        untold=untold,
         forced=force,
     )
 
 
-def freed(batch: Batch, permit: Permit) -> Iterator[list[HeldFacts]]:
-    """Releases a batch in steps, the last first: each goes to the head of the queue, so that the earliest is fetched first."""
-    ids = batch.redis_ids
-    for start in reversed(range(0, len(ids), AT_ONCE)):
-        yield batch.space.backlog.free(batch.held, ids[start : start + AT_ONCE], str(permit))
+def steps(batch: Batch, leave: Leave) -> Iterator[tuple[Permit, list[bytes]]]:
+    """What one script call releases, the last first: each goes to the head of the queue, so the earliest is fetched first.
+
+    Among the jobs of a step those of one permit go together, those of the earliest job last.
+    """
+    for start in reversed(range(0, len(batch.members), AT_ONCE)):
+        by_permit: dict[Permit, list[bytes]] = {}
+        for member in batch.members[start : start + AT_ONCE]:
+            permit = leave.of(batch, member)
+            if permit is not None:
+                by_permit.setdefault(permit, []).append(member)
+        yield from reversed(by_permit.items())
 
 
-def line_of(facts: HeldFacts, who: str, why: str | None, force: bool) -> Line:
-    return Line(facts.job_id, clock.now(), "released", {"by": "hand", "who": who, "reason": why, "forced": force})
+def released_job(batch: Batch, facts: HeldFacts) -> ReleasedJob:
+    return ReleasedJob(id=facts.job_id, namespace=batch.space.name, task=facts.task, lane=facts.queue)
+
+
+def tell(space: Space, released: Sequence[HeldFacts], told: Mapping[str, object]) -> int:
+    """Writes down what happened to released jobs; of how many that failed, which is no failure of the release."""
+    now = clock.now()
+    lines = [line for f in released for line in (*told_by(f), Line(f.job_id, now, "released", dict(told)))]
+    try:
+        space.stories.add(lines)
+    except FAILED:
+        return len(released)
+    return 0
 
 
 def bypass_on(operator: Operator, *, who: str, why: str | None, for_s: float | None) -> Bypass:

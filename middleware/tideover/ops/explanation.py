@@ -11,8 +11,8 @@ from tideover.ops.access import Operator, Space, find_job, reaching
 from tideover.ops.standing import BreakerStatus, breaker_status, workers_of
 from tideover.ops.values import about, counted
 from tideover.settings import Settings
-from tideover.store.backlog import HeldFacts, HeldSet
-from tideover.store.stories import Line
+from tideover.store.facts import HeldFacts
+from tideover.store.stories import Line, told_by
 
 LOOKS = 5
 """A job that is in no place may just be on its way; so often we look before we say that it is lost."""
@@ -24,6 +24,7 @@ WHY = {
     "outage": "no route that it may use is up",
     "pace": "the pace had no room for it",
     "failed": "its own call failed before a breaker opened",
+    "review": "it needs review",
 }
 
 
@@ -49,7 +50,12 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """`end` is None while the job lives, and when nobody wrote down how it ended."""
+    """`end` is None while the job lives, and when nobody wrote down how it ended.
+
+    Only of a held job is known: `reason`, `detail` (its last failure, or why it needs review), `tenant`, `tag`, `holds` (how
+    often it was held, this time included), `ahead` (held jobs that go before it; None: it waits for a human, not for its turn).
+    `remedy`: what a human must do.
+    """
 
     id: str
     namespace: str
@@ -63,6 +69,11 @@ class Explanation:
     since_at: float | None
     expires_at: float | None
     ahead: int | None
+    detail: str | None
+    tenant: str | None
+    tag: str | None
+    holds: int | None
+    remedy: str | None
     story: tuple[Told, ...]
     ways: tuple[Way, ...]
     hindrances: tuple[str, ...]
@@ -78,33 +89,49 @@ def explain(operator: Operator, asked: str) -> Explanation:
         now = operator.now()
         space, job_id = find_job(operator, asked)
         where, lane, held = locate(space, job_id)
-        lines = tuple({line.encode(): line for line in space.stories.of(job_id)}.values())  # a second hold says enqueued again
-        first, last = (lines[0].facts, lines[-1]) if lines else ({}, None)
-        ended = last is not None and where == "ended" and last.event in ENDS
-        return Explanation(
-            id=job_id,
-            namespace=space.name,
-            asked_at=now,
-            state=where,
-            end=next(end for end in ENDS if last is not None and end == last.event) if ended else None,
-            task=first.get("task") if held is None else held.task,
-            criticality=first.get("criticality") if held is None else held.criticality,
-            lane=lane,
-            reason=None if held is None else held.reason,
-            since_at=held.held_ms / 1000 if held is not None else (last.at if last is not None and ended else None),
-            expires_at=None if held is None or held.expires_ms is None else held.expires_ms / 1000,
-            ahead=None if held is None else space.backlog.ahead(set_of(held), held.redis_id),
-            story=tuple(Told(told_at=line.at, event=line.event, words=in_words(line), facts=line.facts) for line in lines),
-            ways=() if held is None else ways_out(space, held, operator.settings, now),
-            hindrances=hindrances(space, lane, operator.settings, now),
-        )
+        told = [*space.stories.of(job_id), *([] if held is None else told_by(held))]
+        lines = tuple({line.encode(): line for line in told}.values())
+        ahead = None if held is None or held.reason == "review" else ahead_of(space, held)
+        ways = () if held is None or ahead is None else ways_out(space, held, ahead, operator.settings, now)
+        obstacles = hindrances(space, lane, operator.settings, now)
+    first, last = (lines[0].facts, lines[-1]) if lines else ({}, None)
+    ended = last is not None and where == "ended" and last.event in ENDS
+    return Explanation(
+        id=job_id,
+        namespace=space.name,
+        asked_at=now,
+        state=where,
+        end=next(end for end in ENDS if last is not None and end == last.event) if ended else None,
+        task=first.get("task") if held is None else held.task,
+        criticality=first.get("criticality") if held is None else held.criticality,
+        lane=lane,
+        reason=None if held is None else held.reason,
+        since_at=held.held_ms / 1000 if held is not None else (last.at if last is not None and ended else None),
+        expires_at=None if held is None or held.expires_ms is None else held.expires_ms / 1000,
+        ahead=ahead,
+        detail=None if held is None else held.detail,
+        tenant=None if held is None else held.tenant,
+        tag=None if held is None else held.tag,
+        holds=None if held is None else held.holds,
+        remedy=None if held is None else remedy_for(held),
+        story=tuple(Told(told_at=line.at, event=line.event, words=in_words(line), facts=line.facts) for line in lines),
+        ways=ways,
+        hindrances=obstacles,
+    )
+
+
+def remedy_for(held: HeldFacts) -> str | None:
+    """What a human must do about a held job; None: it needs nobody."""
+    if held.reason != "review":
+        return None
+    return f"No breaker frees it. Mend what is said of it, then `tideover release {held.job_id}`: it runs as any other job does"
 
 
 def locate(space: Space, job_id: str) -> tuple[Where, str | None, HeldFacts | None]:
     """Its place, its lane and, while it is held, its facts."""
     lane = None
     for _ in range(LOOKS):
-        place = space.backlog.place(job_id)
+        place = space.backlog.place(job_id, space.registry.queues())
         if place is None:
             return "ended", None, None
         lane, redis_id = place
@@ -114,14 +141,14 @@ def locate(space: Space, job_id: str) -> tuple[Where, str | None, HeldFacts | No
     return "lost", lane, None
 
 
-def set_of(held: HeldFacts) -> HeldSet:
-    return HeldSet(held.queue, held.wait_key)
+def ahead_of(space: Space, held: HeldFacts) -> int:
+    """How many held jobs of its queue go before it, of those that wait for the same breakers."""
+    groups = [group for group in space.backlog.groups(held.queue) if group.facet.wait_key == held.wait_key]
+    return space.backlog.ahead(held, groups)
 
 
-def ways_out(space: Space, held: HeldFacts, settings: Settings, now: float) -> tuple[Way, ...]:
+def ways_out(space: Space, held: HeldFacts, ahead: int, settings: Settings, now: float) -> tuple[Way, ...]:
     """What each breaker that it waits for needs to let it go; any one of them will do."""
-    before = space.backlog.ahead(set_of(held), held.redis_id)
-    ahead = 0 if before is None else before
     if space.registry.bypass() is not None:
         pace = settings.drain.max_rate
         return (Way(breaker="any", state="bypass", words=f"tideover is bypassed; {turn(ahead, pace)}", expected_at=now),)
@@ -184,6 +211,10 @@ def in_words(line: Line) -> str:
         case "held":
             detail = f"; last failure: {facts['detail']}" if facts.get("detail") else ""
             why = WHY.get(facts["reason"], facts["reason"])
+            if facts["reason"] == "review":
+                return (
+                    f"held for review: {facts.get('detail')}; once that is mended, `tideover release {line.job_id}` lets it run"
+                )
             return f"held ({facts['reason']}): {why}; waits for {' or '.join(facts['waits_for'])}{detail}"
         case "released" if facts.get("by") == "hand":
             forced, reason = ("by force " if facts.get("forced") else ""), facts.get("reason")

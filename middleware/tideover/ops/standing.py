@@ -3,23 +3,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-from tideover.core.admission import Reason
 from tideover.core.breaker import Breaker, State, probe_wait_s
 from tideover.core.job import End
 from tideover.core.pacing import rate
 from tideover.ops.access import Operator, Space, reaching
+from tideover.ops.held import HeldGroup, groups_of
+from tideover.ops.strangers import strangers_of
 from tideover.settings import Settings
 from tideover.store.account import Account
-from tideover.store.backlog import HeldFacts
-
-MOST_READ = 10_000
-"""Facts read of one held set to tell reasons apart; of the rest only the number is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,18 +80,6 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldGroup:
-    """Jobs that wait for the same breakers for the same reason; `reason` None: beyond what was read."""
-
-    waits_for: tuple[str, ...]
-    reason: Reason | None
-    jobs: int
-    critical: int
-    oldest_at: float | None
-    next_expiry_at: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bypass:
     """Who switched tideover off, and until when (None: until somebody switches it on)."""
 
@@ -109,7 +91,11 @@ class Bypass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """One namespace. `strangers`: workers without tideover that have fetched jobs; with them the sum does not hold."""
+    """One namespace. `needs_review`: held jobs that no breaker frees, because a human must look at them.
+
+    `strangers`: workers without tideover that are about; `strangers_seen_at`: the latest in the last hour. While there is one,
+    what is missing from the sum is `unaccounted`, as they may have ended it, and not `lost`.
+    """
 
     namespace: str
     asked_at: float
@@ -120,6 +106,7 @@ class Standing:
     delayed: int
     running: int
     held: int
+    needs_review: int
     ends: dict[End, int]
     lost: int
     not_adopted: int
@@ -129,6 +116,8 @@ class Standing:
     tasks: tuple[TaskStatus, ...]
     workers: tuple[WorkerStatus, ...]
     strangers: tuple[str, ...]
+    strangers_seen_at: float | None = None
+    unaccounted: int = 0
     held_groups: tuple[HeldGroup, ...]
     counters: dict[str, int]
 
@@ -141,11 +130,12 @@ def standings(operator: Operator) -> tuple[Standing, ...]:
 
 
 def standing(space: Space, settings: Settings, now: float) -> Standing:
-    account, queues = space.ledger.read(), space.registry.queues()
-    heartbeats, workers = space.registry.heartbeats(), workers_of(space, settings, now)
-    known, lanes = {worker.id for worker in workers}, [name for queue in queues for name in (queue, f"{queue}.DQ")]
+    account = space.ledger.read()
+    workers = workers_of(space, settings, now)
+    strangers = strangers_of(space, {worker.id for worker in workers}, now - settings.worker.heartbeat_timeout_s)
     bypass = bypass_of(space)
     modes = sorted({worker.mode for worker in workers})
+    groups = tuple(groups_of(space))
     return Standing(
         namespace=space.name,
         asked_at=now,
@@ -156,16 +146,19 @@ def standing(space: Space, settings: Settings, now: float) -> Standing:
         delayed=account.places("delayed"),
         running=account.running,
         held=account.held,
+        needs_review=sum(group.jobs for group in groups if group.reason == "review"),
         ends=account.ends,
-        lost=account.lost,
+        lost=account.lost if strangers.seen_at is None else 0,
         not_adopted=account.not_adopted,
         lanes=lanes_of(account),
         breakers=tuple(breaker_status(key, b, settings, now) for key, b in space.breakers_known().items()),
         routes=tuple(RouteStatus(name=name, **facts) for name, facts in sorted(space.registry.routes().items())),
         tasks=tasks_of(space),
         workers=workers,
-        strangers=tuple(name for name in sorted(heartbeats) if name not in known and space.backlog.fetched(name, lanes) > 0),
-        held_groups=tuple(groups_of(space)),
+        strangers=strangers.about,
+        strangers_seen_at=strangers.seen_at,
+        unaccounted=0 if strangers.seen_at is None else account.lost,
+        held_groups=groups,
         counters=dict(sorted(space.registry.counters().items())),
     )
 
@@ -239,30 +232,3 @@ def bypass_of(space: Space) -> Bypass | None:
         return None
     since_at, until_at = (None if facts.get(name) is None else facts[name] / 1000 for name in ("since_ms", "until_ms"))
     return Bypass(who=facts["who"], why=facts.get("why"), since_at=since_at, until_at=until_at)
-
-
-def groups_of(space: Space) -> Iterator[HeldGroup]:
-    """What is held, by wait key and reason; what was not read, or has no facts, as a group without a reason."""
-    sizes: dict[tuple[str, ...], int] = defaultdict(int)
-    read: dict[tuple[str, ...], list[HeldFacts]] = defaultdict(list)
-    for held in space.backlog.held_sets():
-        sizes[held.breaker_keys] += space.backlog.size(held)
-        read[held.breaker_keys] += islice(space.backlog.browse(held), MOST_READ)
-    for wait_key, jobs in read.items():
-        for reason in sorted({facts.reason for facts in jobs}):
-            yield group_of(wait_key, reason, [facts for facts in jobs if facts.reason == reason])
-        unread = sizes[wait_key] - len(jobs)
-        if unread > 0:
-            yield HeldGroup(waits_for=wait_key, reason=None, jobs=unread, critical=0, oldest_at=None, next_expiry_at=None)
-
-
-def group_of(wait_key: tuple[str, ...], reason: Reason, jobs: list[HeldFacts]) -> HeldGroup:
-    expiries = [facts.expires_ms for facts in jobs if facts.expires_ms is not None]
-    return HeldGroup(
-        waits_for=wait_key,
-        reason=reason,
-        jobs=len(jobs),
-        critical=sum(facts.criticality == "critical" for facts in jobs),
-        oldest_at=min(facts.held_ms for facts in jobs) / 1000,
-        next_expiry_at=min(expiries) / 1000 if expiries else None,
-    )

@@ -11,8 +11,22 @@ from tideover.core.route import breaker_key, split_key
 from tideover.ops.standing import BreakerStatus, RouteStatus, Standing, TaskStatus
 from tideover.ops.values import about, counted
 
-Level = Literal["lost", "bypassed", "outage", "stranded", "recovering", "throttled", "draining", "unexplained", "notice", "ok"]
-"""From the worst to the best; *stranded*: jobs wait and no worker is alive; *notice*: something to know."""
+Level = Literal[
+    "lost",
+    "bypassed",
+    "outage",
+    "stranded",
+    "recovering",
+    "throttled",
+    "draining",
+    "review",
+    "unexplained",
+    "mixed",
+    "notice",
+    "ok",
+]
+"""From the worst to the best; *stranded*: jobs wait and no worker is alive; *review*: jobs wait for a human, and for nothing
+else; *mixed*: workers without tideover are about; *notice*: something to know."""
 
 LEVELS: tuple[Level, ...] = get_args(Level)
 MOST_NAMED = 3
@@ -66,7 +80,14 @@ def findings(standing: Standing) -> Iterator[Finding]:
     yield from of_account(standing)
     yield from of_mode(standing)
     yield from of_breakers(standing)
+    yield from of_review(standing)
     yield from of_workers(standing)
+    yield from of_strangers(standing)
+
+
+def waiting(standing: Standing) -> int:
+    """Held jobs that go on by themselves: those that need review do not, whatever becomes of breakers."""
+    return max(0, standing.held - standing.needs_review)
 
 
 def of_account(standing: Standing) -> Iterator[Finding]:
@@ -74,9 +95,6 @@ def of_account(standing: Standing) -> Iterator[Finding]:
     if s.lost:
         places = f"queued {s.queued:,} + running {s.running:,} + held {s.held:,} + ended {ended:,} = {s.accepted - s.lost:,}"
         yield Finding("lost", f"LOST {counted(s.lost, 'job')}: {s.accepted:,} accepted, but {places}.")
-    if s.strangers:
-        who = counted(len(s.strangers), "worker")
-        yield Finding("notice", f"{who} without tideover: the sum holds only once all workers run tideover.")
     if unexplained := s.ends["unexplained"]:
         what = "an acknowledgement that nobody explained, please report it as a defect of tideover"
         yield Finding("unexplained", f"UNEXPLAINED: {counted(unexplained, 'job')} ended by {what}.")
@@ -89,7 +107,8 @@ def of_mode(standing: Standing) -> Iterator[Finding]:
         since = "" if bypass.since_at is None else f" {about(standing.asked_at - bypass.since_at)} ago"
         ends = "" if bypass.until_at is None else f", for {about(bypass.until_at - standing.asked_at)} more"
         why = "" if bypass.why is None else f" ({bypass.why})"
-        held = f"{counted(standing.held, 'held job')} to be released" if standing.held else "nothing is held or rerouted"
+        n = waiting(standing)
+        held = f"{counted(n, 'held job')} to be released" if n else "nothing is held or rerouted"
         yield Finding("bypassed", f"BYPASSED by {bypass.who}{since}{ends}{why}: {held}.")
     elif standing.mode not in ("act", None):
         yield Finding("notice", f"Workers run in mode {standing.mode}: verdicts are told, not carried out.")
@@ -99,7 +118,8 @@ def of_breakers(standing: Standing) -> Iterator[Finding]:
     down = [b for b in standing.breakers if b.is_down]
     back = [b for b in standing.breakers if b.state == "recovering"]
     quiet = [b for b in standing.breakers if b.throttled_until_at is not None and not b.is_down]
-    held = f"{counted(standing.held, 'job')} held" if standing.held else "Nothing held"
+    n = waiting(standing)
+    held = f"{counted(n, 'job')} held" if n else "Nothing held"
     if down:
         critical = of_critical(standing, down) if standing.bypass is None else ""
         yield Finding("outage", f"OUTAGE: {named(down, standing.asked_at)}. {held}{critical}.")
@@ -111,17 +131,34 @@ def of_breakers(standing: Standing) -> Iterator[Finding]:
     if quiet:
         wait_s = max(b.throttled_until_at for b in quiet if b.throttled_until_at is not None) - standing.asked_at
         yield Finding("throttled", f"THROTTLED: {listed(quiet)} asked for quiet for {about(wait_s)} more. {held}.")
-    if standing.held and not down and not back and not quiet:
+    if n and not down and not back and not quiet:
         yield Finding("draining", f"DRAINING: {held}, and no breaker stands in their way.")
+
+
+def of_review(standing: Standing) -> Iterator[Finding]:
+    if n := standing.needs_review:
+        need = "needs" if n == 1 else "need"
+        yield Finding("review", f"REVIEW: {counted(n, 'job')} {need} review: `tideover backlog --reason review`.")
 
 
 def of_workers(standing: Standing) -> Iterator[Finding]:
     silent = [worker for worker in standing.workers if worker.silent]
-    waiting = standing.queued + standing.held
-    if waiting and len(silent) == len(standing.workers) and not standing.strangers:
-        yield Finding("stranded", f"NO WORKER is alive: {counted(waiting, 'job')} waiting, and nobody probes or releases.")
+    n = standing.queued + waiting(standing)
+    if n and len(silent) == len(standing.workers) and not standing.strangers:
+        yield Finding("stranded", f"NO WORKER is alive: {counted(n, 'job')} waiting, and nobody probes or releases.")
     elif silent:
         yield Finding("notice", f"{counted(len(silent), 'worker')} without a sign of life; what they fetched goes back.")
+
+
+def of_strangers(standing: Standing) -> Iterator[Finding]:
+    s = standing
+    gap = f" {counted(s.unaccounted, 'job')} missing from the sum, maybe by their doing." if s.unaccounted else ""
+    if s.strangers:
+        what = "they hold nothing in an outage, and end jobs outside the account"
+        yield Finding("mixed", f"MIXED: {counted(len(s.strangers), 'worker')} without tideover: {what}.{gap}")
+    elif s.strangers_seen_at is not None:
+        ago, ended = about(s.asked_at - s.strangers_seen_at), counted(s.ends["elsewhere"], "job")
+        yield Finding("notice", f"Workers without tideover were about until {ago} ago; {ended} ended outside the account.{gap}")
 
 
 def named(breakers: Sequence[BreakerStatus], now: float) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
+from tideover import clock
 from tideover.core.job import ENDS, End
 from tideover.store.client import Client, Scripts, pairs, text
 from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
@@ -60,67 +62,111 @@ class Account:
         return max(0, -self.difference)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to be accepted. `once`: under which key it may be accepted only once, if any, and a digest of its arguments."""
+
+    redis_id: str
+    body: bytes
+    tenant: str = ""
+    once: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many jobs may live at once, in all and of each tenant; None: any number."""
+
+    jobs: int | None = None
+    jobs_per_tenant: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What became of a new job. *taken*: another has its Redis id. *duplicate*: it was sent before, to `queue`, with `once`."""
+
+    verdict: Literal["accepted", "taken", "full", "tenant_full", "duplicate"]
+    queue: str = ""
+    once: str = ""
+
+
+CODES = (Acceptance("accepted"), Acceptance("accepted"), Acceptance("taken"), Acceptance("full"), Acceptance("tenant_full"))
+
+ONCE_S = 172_800
+"""An idempotency key is remembered for a day at least: its hash lives for two."""
+
+
+def first_of(noted: str) -> Acceptance:
+    queue, once = noted.split("\t")
+    return Acceptance("duplicate", queue, once)
+
+
 class Ledger:
     """Writes and reads the account of one namespace. Each write moves the id and the counter in one script."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self.client, self.keys, self.scripts = client, keys, Scripts(client)
 
-    def accept(self, queue: str, redis_id: str, body: bytes) -> None:
-        k = self.keys
-        self.scripts.run("accept-4", [k.msgs(queue), k.queue(queue), k.account, k.queues], [redis_id, body, queue_of(queue)])
+    def accept(self, queue: str, jobs: Sequence[NewJob], room: Room) -> list[Acceptance]:
+        """Accepts new jobs of one list, as far as there is room; for each how that went."""
+        k, now = self.keys, datetime.fromtimestamp(clock.now(), UTC)
+        days = [k.once(at.strftime("%Y%m%d")) for at in (now, now - timedelta(days=1))]
+        keys = [k.msgs(queue), k.queue(queue), k.account, k.queues, k.tenants, *days]
+        limits = [-1 if limit is None else limit for limit in (room.jobs, room.jobs_per_tenant)]
+        args: list[Any] = [queue_of(queue), queue, *limits, ONCE_S]
+        for job in jobs:
+            args += [job.redis_id, job.body, job.tenant, *job.once]
+        codes = self.scripts.run("accept-7", keys, args)
+        return [CODES[int(code)] if isinstance(code, int) else first_of(text(code)) for code in codes]
 
     def hand_over(self, worker: str, old: tuple[str, str], new: tuple[str, str], body: bytes, job_id: str) -> bool:
         """Replaces `old` (queue, Redis id), which `worker` has fetched, by `new`. False: it is not that worker's any more."""
         k, (old_queue, old_id), (queue, redis_id) = self.keys, old, new
-        keys = [k.msgs(queue), k.queue(queue), k.queues, k.places]
-        keys += [k.acks(worker, old_queue), k.msgs(old_queue), k.permits(old_queue), k.adopted]
-        return bool(self.scripts.run("handover-8", keys, [redis_id, body, queue, old_id, job_id, queue_of(queue)]))
+        keys = [k.msgs(queue), k.queue(queue), k.queues, k.places, k.marks(queue)]
+        keys += [k.acks(worker, old_queue), k.msgs(old_queue), k.marks(old_queue), k.adopted]
+        return bool(self.scripts.run("handover-9", keys, [redis_id, body, queue, old_id, job_id, queue_of(queue)]))
 
     def adopt(self, worker: str, queue: str, redis_ids: Sequence[str]) -> int:
         """Enters fetched jobs of a producer without tideover; how many were new, and still this worker's."""
         k = self.keys
         return int(self.scripts.run("adopt-3", [k.acks(worker, queue), k.adopted, k.account], redis_ids))
 
-    def settle(self, worker: str, queue: str, redis_id: str, job_id: str, end: End) -> bool:
+    def settle(self, worker: str, queue: str, redis_id: str, job_id: str, end: End, tenant: str = "") -> bool:
         """Ends a fetched job. False: it is not this worker's any more, and whoever has it will end it."""
         k = self.keys
-        keys = [k.acks(worker, queue), k.msgs(queue), k.account, k.permits(queue), k.adopted, k.places]
-        keys += [k.dead(queue), k.dead_msgs(queue)]
-        keep = end in ("failed", "expired")
-        return bool(self.scripts.run("settle-8", keys, [redis_id, job_id, end, int(keep)]))
+        keys = [k.acks(worker, queue), k.msgs(queue), k.account, k.marks(queue), k.adopted, k.places]
+        keys += [k.dead(queue), k.dead_msgs(queue), k.tenants]
+        keep = end in ("failed", "expired", "discarded")
+        return bool(self.scripts.run("settle-9", keys, [redis_id, job_id, end, int(keep), tenant]))
 
     def read(self) -> Account:
-        """The account at one instant: read again while that instant knows a worker, a queue or a held set that was not counted.
+        """The account at one instant: read again while that instant knows a worker or a queue that was not counted.
 
         One that is gone by then is counted all the same, and is empty; so the names only grow, and the reading comes to an end.
         """
-        asked: list[list[str]] = [[], [], []]
+        asked: list[list[str]] = [[], []]
         while True:
             answer = self._read(*asked)
-            known = [sorted({*names, *map(text, now)}) for names, now in zip(asked, answer[1:4], strict=True)]
+            known = [sorted({*names, *map(text, now)}) for names, now in zip(asked, answer[1:3], strict=True)]
             if known == asked:
                 return self._account(answer, *asked)
             asked = known
 
-    def _read(self, workers: list[str], queues: list[str], held_sets: list[str]) -> Any:
+    def _read(self, workers: list[str], queues: list[str]) -> Any:
         k = self.keys
         lanes = [name for queue in queues for name in (queue, queue + DELAYED_SUFFIX)]
         lists = [k.queue(name) for name in lanes]
         sets = [k.acks(worker, name) for name in lanes for worker in workers]
-        zsets = [k.held(*entry.split("\t", 1)) for entry in held_sets]
-        keys = [k.account, k.heartbeats, k.queues, k.held_sets, *lists, *sets, *zsets]
+        keys = [k.account, k.heartbeats, k.queues, *lists, *sets, *map(k.held, queues)]
         return self.scripts.run("account-n", keys, [len(lists), len(sets)])
 
-    def _account(self, answer: Any, workers: list[str], queues: list[str], held_sets: list[str]) -> Account:
+    def _account(self, answer: Any, workers: list[str], queues: list[str]) -> Account:
         counters = pairs(answer[0])
-        listed, taken, held = ([int(n) for n in part] for part in answer[4:7])
+        listed, taken, held = ([int(n) for n in part] for part in answer[3:6])
         counts: dict[str, QueueCount] = {}
         for i, queue in enumerate(queues):
             n = len(workers)
             running = sum(taken[2 * i * n : (2 * i + 1) * n])
             delayed = listed[2 * i + 1] + sum(taken[(2 * i + 1) * n : (2 * i + 2) * n])
-            held_here = sum(size for entry, size in zip(held_sets, held, strict=True) if entry.split("\t", 1)[0] == queue)
-            counts[queue] = QueueCount(queued=listed[2 * i] + delayed, delayed=delayed, running=running, held=held_here)
+            counts[queue] = QueueCount(queued=listed[2 * i] + delayed, delayed=delayed, running=running, held=held[i])
         ends: dict[End, int] = {end: int(counters.get(end, 0)) for end in ENDS}
         return Account(accepted=int(counters.get("accepted", 0)), ends=ends, queues=counts)

@@ -3,71 +3,44 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any, Literal
 
-from tideover.core.admission import Reason
-from tideover.core.job import Criticality
+from tideover.core.route import Mark, Permit
 from tideover.store.client import Client, Scripts, starting, text
-from tideover.store.keys import Keys, queue_of, wait_key_text
+from tideover.store.facts import FIXED, GROUP, HEAD, Facet, Group, HeldFacts, Member, group_id, packed_id, text_id
+from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
+from tideover.store.walk import AT_ONCE, MOST_READ, Place, Walk, bounds
 
 PAGE = 500
+MOST_GROUPS = 5000
+"""Groups of a queue; beyond that tenants and tags share some."""
+
+HEX = re.compile(r"[0-9a-f]{6,}")
+GLOB = re.compile(rb"([*?\[\]\\^-])")
 
 Whereabouts = Literal["queued", "running", "held"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldFacts:
-    """What is known of a held job without reading its body. Instants in unix milliseconds."""
-
-    redis_id: str
-    job_id: str
-    task: str
-    queue: str
-    criticality: Criticality
-    wait_key: str
-    reason: Reason
-    generation: int
-    held_ms: int
-    sent_ms: int
-    expires_ms: int | None
-    detail: str = ""
-
-    def encode(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
-
-    @classmethod
-    def decode(cls, raw: Any) -> HeldFacts:
-        return cls(**json.loads(raw))
-
-    @property
-    def breaker_keys(self) -> tuple[str, ...]:
-        return tuple(self.wait_key.split("|"))
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
     redis_id: str
     body: bytes
-    permit: str | None
+    mark: Mark
 
 
-@dataclass(frozen=True, slots=True)
-class HeldSet:
-    """The jobs of one queue that wait for the same breakers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How much one release may let go: `rate` jobs/s of the breaker `key` while it is in `generation` (None: any)."""
 
-    queue: str
-    wait_key: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.queue}\t{self.wait_key}"
-
-    @property
-    def breaker_keys(self) -> tuple[str, ...]:
-        return tuple(self.wait_key.split("|"))
+    key: str
+    generation: int | None
+    rate: float
+    burst: float
+    most_queued: int
 
 
 class Backlog:
@@ -75,96 +48,51 @@ class Backlog:
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self.client, self.keys, self.scripts = client, keys, Scripts(client)
+        self._facets: dict[bytes, Facet] = {}
+
+    # a worker's moves
 
     def fetch(self, worker: str, queue: str, n: int) -> tuple[list[Fetched], list[str]]:
         """Up to `n` jobs for a worker, and the ids of such whose body is gone."""
         k = self.keys
-        keys = [k.queue(queue), k.msgs(queue), k.acks(worker, queue), k.heartbeats, k.permits(queue), k.queues]
-        ids, bodies, permits = self.scripts.run("fetch-6", keys, [min(n, PAGE), worker, queue_of(queue)])
+        keys = [k.queue(queue), k.msgs(queue), k.acks(worker, queue), k.heartbeats, k.marks(queue), k.queues]
+        ids, bodies, marks = self.scripts.run("fetch-6", keys, [min(n, PAGE), worker, queue_of(queue)])
         jobs, missing = [], []
-        for redis_id, body, permit in zip(ids, bodies, permits, strict=True):
+        for redis_id, body, mark in zip(ids, bodies, marks, strict=True):
             if body is None:
                 missing.append(text(redis_id))
             else:
-                jobs.append(Fetched(text(redis_id), body, text(permit) if permit else None))
+                jobs.append(Fetched(text(redis_id), body, Mark.parse(text(mark)) if mark else NO_MARK))
         if missing:
             self.client.srem(k.acks(worker, queue), *missing)
+            self.client.hdel(k.marks(queue), *missing)
         return jobs, missing
 
-    def hold(
-        self, worker: str, queue: str, wait_key: Sequence[str], jobs: Sequence[HeldFacts], max_wait_s: float
-    ) -> list[bool]:
+    def hold(self, worker: str, queue: str, jobs: Sequence[HeldFacts]) -> list[bool]:
         """Holds fetched jobs; for each, whether it was still this worker's."""
-        k, held = self.keys, HeldSet(queue, wait_key_text(wait_key))
-        keys = [
-            k.acks(worker, queue),
-            k.facts(queue),
-            k.permits(queue),
-            k.held(queue, held.wait_key),
-            k.held_sets,
-            k.places,
-        ]
-        args: list[Any] = [queue, held.name]
-        for job in jobs:
-            latest = job.held_ms + int(max_wait_s * 1000)
-            by_ms = latest if job.expires_ms is None else min(job.expires_ms, latest)
-            args += [job.redis_id, job.job_id, by_ms, job.encode()]
-        return [bool(code) for code in self.scripts.run("hold-7", [*keys, k.counters], args)]
+        k, most = self.keys, MOST_GROUPS
+        keys = [k.acks(worker, queue), k.held(queue), k.facts(queue), k.marks(queue), k.groups(queue), k.counts(queue)]
+        facets = [job.facet for job in jobs]
+        while True:
+            groups = list(dict.fromkeys(facets))
+            entered: list[Any] = [queue, most, len(groups), *(part for f in groups for part in (group_id(f), f.encode()))]
+            for job, facet in zip(jobs, facets, strict=True):
+                alias = "" if job.job_id == job.redis_id else job.job_id
+                entered += [job.redis_id, job.member(group_id(facet)), job.encode(facet), alias]
+            answer = self.scripts.run("hold-8", [*keys, k.places, k.counters], entered)
+            if answer[0] != b"refused":
+                return [bool(code) for code in answer]
+            refused = {groups[int(i)] for i in answer[1:]}
+            most *= 2  # for the groups that are shared
+            facets = [facet.bucketed() if facet in refused else facet for facet in facets]
 
-    def held_sets(self) -> list[HeldSet]:
-        return sorted(
-            (HeldSet(*text(entry).split("\t", 1)) for entry in self.client.smembers(self.keys.held_sets)),
-            key=lambda s: s.name,
-        )
+    def begin(self, worker: str, queue: str, redis_id: str, mark: Mark) -> None:
+        """Notes that a worker is about to run a job that was aboard when another worker died."""
+        self.scripts.run("begin-2", [self.keys.acks(worker, queue), self.keys.marks(queue)], [redis_id, str(mark)])
 
-    def release(
-        self,
-        held: HeldSet,
-        key: str,
-        generation: int | None,
-        permit: str,
-        *,
-        rate: float,
-        burst: float,
-        most_queued: int,
-    ) -> tuple[list[HeldFacts], int]:
-        """Releases what the pace of breaker `key` allows while it is in `generation` (None: any). Who, and how many wait."""
-        k, q = self.keys, held.queue
-        keys = [
-            k.held(q, held.wait_key),
-            k.facts(q),
-            k.queue(q),
-            k.permits(q),
-            k.held_sets,
-            k.breaker(key),
-            k.bucket(key),
-        ]
-        args = [held.name, "" if generation is None else generation, permit, rate, burst, most_queued]
-        released, left = self.scripts.run("release-9", [*keys, k.counters, k.msgs(q)], args)
-        return [HeldFacts.decode(raw) for raw in released if raw], int(left)
-
-    def free(self, held: HeldSet, redis_ids: Sequence[str], permit: str) -> list[HeldFacts]:
-        """Releases chosen jobs at once."""
-        k, q = self.keys, held.queue
-        keys = [k.held(q, held.wait_key), k.facts(q), k.queue(q), k.permits(q), k.held_sets, k.counters, k.msgs(q)]
-        return [HeldFacts.decode(raw) for raw in self.scripts.run("free-7", keys, [held.name, permit, *redis_ids]) if raw]
-
-    def expire(self, held: HeldSet, jobs: Sequence[HeldFacts]) -> list[str]:
-        """Ends held jobs that are past their expiry; the ids of those that were still held."""
-        k, q = self.keys, held.queue
-        keys = [
-            k.held(q, held.wait_key),
-            k.facts(q),
-            k.msgs(q),
-            k.account,
-            k.adopted,
-            k.places,
-            k.dead(q),
-            k.dead_msgs(q),
-            k.held_sets,
-        ]
-        args = [held.name, *(part for job in jobs for part in (job.redis_id, job.job_id))]
-        return [text(job_id) for job_id in self.scripts.run("expire-9", keys, args)]
+    def has(self, worker: str, queue: str, redis_id: str) -> bool:
+        """Whether a worker has this job: it may have been given back while the worker was silent."""
+        return bool(self.client.sismember(self.keys.acks(worker, queue), redis_id))
 
     def give_back(self, worker: str, queue: str, redis_ids: Sequence[str]) -> int:
         """Puts fetched jobs back at the head of their queue."""
@@ -176,59 +104,167 @@ class Backlog:
         k = self.keys
         return int(self.scripts.run("reclaim-3", [k.acks(worker, queue), k.queue(queue), k.msgs(queue)], list(known)))
 
+    # moves of the fleet
+
     def recover(self, worker: str, queue: str, dead_after_s: float) -> int:
         """Puts back what a dead worker had fetched; -1 when it lives."""
         k = self.keys
-        keys = [k.heartbeats, k.acks(worker, queue), k.queue(queue), k.msgs(queue)]
-        return int(self.scripts.run("recover-4", keys, [worker, int(dead_after_s * 1000)]))
+        keys = [k.heartbeats, k.acks(worker, queue), k.queue(queue), k.msgs(queue), k.marks(queue)]
+        return int(self.scripts.run("recover-5", keys, [worker, int(dead_after_s * 1000)]))
+
+    def release(
+        self, queue: str, members: Sequence[bytes], permit: Permit, pace: Pace | None = None
+    ) -> tuple[list[HeldFacts], int]:
+        """Releases held jobs in this order, as far as the pace allows; without one all of them, at once, to the queue's head.
+
+        Returns the released, and how many of `members` were looked at: the others had no room.
+        """
+        k = self.keys
+        keys = [k.held(queue), k.facts(queue), k.groups(queue), k.counts(queue), k.queue(queue), k.marks(queue)]
+        keys += [k.msgs(queue), k.counters, k.breaker(permit.key), k.bucket(permit.key)]
+        if pace is None:
+            args: list[Any] = [str(permit), "", "", "", ""]
+        else:
+            generation = "" if pace.generation is None else pace.generation
+            keys[8:] = [k.breaker(pace.key), k.bucket(pace.key)]
+            args = [str(permit), generation, pace.rate, pace.burst, pace.most_queued]
+        asked = members[:PAGE]
+        self._learn(queue, {member[:GROUP] for member in asked})  # before, because a group goes with its last job
+        looked_at, *released = self.scripts.run("release-10", keys, [*args, *asked])
+        return self._decoded(
+            queue, [(raw[2 : 2 + size], raw[2 + size :]) for raw in released if (size := length(raw))]
+        ), looked_at
+
+    def expire(self, queue: str, jobs: Sequence[HeldFacts], end: Literal["expired", "discarded"] = "expired") -> list[bool]:
+        """Ends held jobs, which become dead letters; for each, whether it was still held."""
+        if len(jobs) > AT_ONCE:
+            parts = [jobs[start : start + AT_ONCE] for start in range(0, len(jobs), AT_ONCE)]
+            return [ended for part in parts for ended in self.expire(queue, part, end)]
+        k = self.keys
+        keys = [k.held(queue), k.facts(queue), k.groups(queue), k.counts(queue), k.msgs(queue), k.account]
+        keys += [k.adopted, k.places, k.dead(queue), k.dead_msgs(queue), k.tenants]
+        members = self.members(queue, [job.redis_id for job in jobs])
+        args: list[Any] = [end]
+        for job in jobs:
+            args += [members.get(job.redis_id, b"-"), job.redis_id, job.job_id, job.tenant]
+        return [bool(code) for code in self.scripts.run("expire-11", keys, args)]
+
+    def dead(self, queue: str, redis_ids: Sequence[str]) -> dict[str, bytes]:
+        """Redis id → body of dead letters of a queue."""
+        found = self.client.hmget(self.keys.dead_msgs(queue), redis_ids) if redis_ids else []
+        return {redis_id: bytes(body) for redis_id, body in zip(redis_ids, found, strict=True) if body}
+
+    def dead_ids(self, queue: str) -> Iterator[str]:
+        """Redis ids of a queue's dead letters, the latest first, page by page."""
+        start = 0
+        while page := self.client.zrange(self.keys.dead(queue), start, start + PAGE - 1, desc=True):
+            yield from map(text, page)
+            start += len(page)
+
+    def restore(self, queue: str, redis_id: str, body: bytes, tenant: str = "") -> bool:
+        """Puts a dead letter back into its queue, as a new job with this body. False: it is none any more."""
+        k = self.keys
+        keys = [k.dead(queue), k.dead_msgs(queue), k.msgs(queue), k.queue(queue), k.account, k.queues, k.tenants, k.counters]
+        return bool(self.scripts.run("restore-8", keys, [redis_id, body, queue_of(queue), tenant]))
 
     def sweep(self, queue: str, lifetime_ms: int) -> int:
         """Forgets dead letters of a queue that are older than their lifetime; at most a page of them."""
         return int(self.scripts.run("sweep-2", [self.keys.dead(queue), self.keys.dead_msgs(queue)], [lifetime_ms, PAGE]))
 
-    def due(self, held: HeldSet, now_ms: int) -> Iterator[HeldFacts]:
-        """Held jobs whose order says that they should have gone by now, earliest first, page by page."""
-        key, start = self.keys.held(held.queue, held.wait_key), 0
-        while ids := self.client.zrangebyscore(key, "-inf", now_ms, start=start, num=PAGE):
-            yield from self.facts(held.queue, [text(i) for i in ids])
-            start += len(ids)
+    # what is held
 
-    def facts(self, queue: str, redis_ids: Sequence[str]) -> list[HeldFacts]:
-        if not redis_ids:
+    def groups(self, queue: str) -> list[Group]:
+        """The groups of a queue's held jobs, each with its number."""
+        counts = {bytes(group): int(n) for group, n in self.client.hgetall(self.keys.counts(queue)).items()}
+        self._learn(queue, counts)
+        return [Group(queue, group, self._facets[group], n) for group, n in counts.items() if group in self._facets and n > 0]
+
+    def heads(self, groups: Sequence[Group], limit: int, *, after: bytes = b"", until: int | None = None) -> list[Member]:
+        """The first `limit` jobs of each group of one queue, after a place (order and id) and up to an order; unsorted."""
+        bound = b"" if until is None else until.to_bytes(HEAD - GROUP)
+        by_id = {group.id: group for group in groups}
+        at_once = max(1, min(AT_ONCE, MOST_READ // max(1, limit)))
+        found: list[Member] = []
+        for start in range(0, len(groups), at_once):
+            asked = [group.id for group in groups[start : start + at_once]]
+            raws = self.scripts.run("heads-1", [self.keys.held(groups[0].queue)], [limit, after, bound, *asked])
+            found += [Member(by_id[bytes(raw[:GROUP])], bytes(raw)) for raw in raws]
+        return found
+
+    def walk(self, groups: Sequence[Group], first: int, *, after: bytes = b"", until: int | None = None) -> Iterator[Member]:
+        """The jobs of these groups of one queue, in order, after a place and up to an order; about `first` are wanted."""
+        held, asked = self.keys.held(groups[0].queue) if groups else "", max(1, min(first, MOST_READ // max(1, len(groups))))
+
+        def read(places: Sequence[Place]) -> Sequence[Member]:
+            with self.client.pipeline(transaction=False) as pipe:
+                for group, place, n in places:
+                    pipe.zrangebylex(held, *bounds(group, place, until), 0, n)
+                found = zip(places, pipe.execute(), strict=True)
+                return [Member(group, bytes(raw)) for (group, *_), raws in found for raw in raws]
+
+        return iter(Walk(groups, self.heads(groups, asked, after=after, until=until), asked, read))
+
+    def page(self, groups: Sequence[Group], limit: int, *, after: bytes = b"", until: int | None = None) -> list[Member]:
+        """The first `limit` jobs of all these groups of one queue, in order."""
+        return list(islice(self.walk(groups, limit, after=after, until=until), limit))
+
+    def browse(self, groups: Sequence[Group], *, after: bytes = b"", until: int | None = None) -> Iterator[HeldFacts]:
+        """All jobs of these groups of one queue, in order, page by page; one that leaves meanwhile may be skipped."""
+        walk = self.walk(groups, PAGE, after=after, until=until)
+        while page := list(islice(walk, PAGE)):
+            yield from self.facts_of(page)
+
+    def facts_at(self, members: Sequence[Member]) -> list[HeldFacts | None]:
+        """The facts of jobs of one queue, in this order; None for one that is not held there any more."""
+        if not members:
             return []
-        return [HeldFacts.decode(raw) for raw in self.client.hmget(self.keys.facts(queue), redis_ids) if raw]
+        queue = members[0].group.queue
+        raws = self.client.hmget(self.keys.facts(queue), [member.raw[HEAD:] for member in members])
+        return [
+            HeldFacts.decode(queue, member.raw[HEAD:], bytes(raw), member.group.facet)
+            if raw and bytes(raw[:HEAD]) == member.raw[:HEAD]
+            else None
+            for member, raw in zip(members, raws, strict=True)
+        ]
 
-    def browse(self, held: HeldSet) -> Iterator[HeldFacts]:
-        """All jobs of a held set, earliest first, page by page; one that leaves meanwhile may be skipped."""
-        for _, facts in self.ordered(held):
-            yield facts
+    def facts_of(self, members: Sequence[Member]) -> list[HeldFacts]:
+        """The facts of jobs of one queue; of those that are still held."""
+        return [facts for facts in self.facts_at(members) if facts is not None]
 
-    def ordered(self, held: HeldSet) -> Iterator[tuple[int, HeldFacts]]:
-        """As `browse`, each with the unix ms that it is ordered by."""
-        key, start = self.keys.held(held.queue, held.wait_key), 0
-        while page := self.client.zrange(key, start, start + PAGE - 1, withscores=True):
-            by_ms = {text(redis_id): int(score) for redis_id, score in page}
-            for facts in self.facts(held.queue, list(by_ms)):
-                yield by_ms[facts.redis_id], facts
-            start += len(page)
+    def facts(self, queue: str, packed: Sequence[bytes]) -> list[HeldFacts]:
+        found = self.client.hmget(self.keys.facts(queue), packed) if packed else []
+        return self._decoded(queue, [(id_, bytes(raw)) for id_, raw in zip(packed, found, strict=True) if raw])
 
-    def size(self, held: HeldSet) -> int:
-        return int(self.client.zcard(self.keys.held(held.queue, held.wait_key)))
+    def members(self, queue: str, redis_ids: Sequence[str]) -> dict[str, bytes]:
+        """Redis id → member of the index, of those that are held."""
+        packed = [packed_id(redis_id) for redis_id in redis_ids]
+        found = self.client.hmget(self.keys.facts(queue), packed) if packed else []
+        return {i: bytes(raw[:HEAD]) + p for i, p, raw in zip(redis_ids, packed, found, strict=True) if raw}
 
-    def ahead(self, held: HeldSet, redis_id: str) -> int | None:
-        """How many jobs of its held set go before this one; None: it is not in it."""
-        rank = self.client.zrank(self.keys.held(held.queue, held.wait_key), redis_id)
-        return None if rank is None else int(rank)
+    def size(self, queue: str) -> int:
+        return int(self.client.zcard(self.keys.held(queue)))
 
-    def place(self, job_id: str, redis_id: str | None = None, queue: str | None = None) -> tuple[str, str] | None:
-        """Queue and Redis id of a live job: as last noted, or as its sender knows them; None when it is not alive."""
+    def ahead(self, facts: HeldFacts, groups: Sequence[Group]) -> int:
+        """How many held jobs of these groups of its queue go before this one."""
+        place, n = facts.member(b""), 0
+        for start in range(0, len(groups), AT_ONCE):
+            asked = [group.id for group in groups[start : start + AT_ONCE]]
+            n += int(self.scripts.run("ahead-1", [self.keys.held(facts.queue)], [place, *asked]))
+        return n
+
+    # where a job is
+
+    def place(self, job_id: str, queues: Iterable[str]) -> tuple[str, str] | None:
+        """List and Redis id of a live job that was sent to one of these queues; None when it is not alive."""
         noted = self.client.hget(self.keys.places, job_id)
         if noted:
             at_queue, at_id = text(noted).split("\t", 1)
             return at_queue, at_id
-        if redis_id is not None and queue is not None and self.client.hexists(self.keys.msgs(queue), redis_id):
-            return queue, redis_id
-        return None
+        lanes = [lane for queue in queues for lane in (queue, queue + DELAYED_SUFFIX)]
+        with self.client.pipeline(transaction=False) as pipe:
+            for lane in lanes:
+                pipe.hexists(self.keys.msgs(lane), job_id)
+            return next(((lane, job_id) for lane, there in zip(lanes, pipe.execute(), strict=True) if there), None)
 
     def is_running(self, queue: str, redis_id: str) -> bool:
         """Whether a worker has fetched this job."""
@@ -240,16 +276,24 @@ class Backlog:
 
     def whereabouts(self, queue: str, redis_id: str) -> tuple[Whereabouts | None, HeldFacts | None]:
         """Where this job is, and its facts while it is held. None: in no place, or on its way from one to the next."""
-        for facts in self.facts(queue, [redis_id]):
-            if self.ahead(HeldSet(queue, facts.wait_key), redis_id) is not None:
+        for facts in self.facts(queue, [packed_id(redis_id)]):
+            if self.client.zscore(self.keys.held(queue), self.members(queue, [redis_id]).get(redis_id, b"")) is not None:
                 return "held", facts
         if self.client.lpos(self.keys.queue(queue), redis_id) is not None:
             return "queued", None
         return ("running" if self.is_running(queue, redis_id) else None), None
 
-    def jobs_like(self, prefix: str) -> set[str]:
-        """Ids of live jobs, once held or retried, that begin so."""
-        return {text(job_id) for job_id, _ in self.client.hscan_iter(self.keys.places, match=starting(prefix), count=PAGE)}
+    def jobs_like(self, prefix: str, queues: Iterable[str]) -> set[str]:
+        """Ids of held jobs, and of jobs with another Redis id, that begin so."""
+        found = {text(job_id) for job_id, _ in self.client.hscan_iter(self.keys.places, match=starting(prefix), count=PAGE)}
+        digits = prefix.replace("-", "")
+        whole_bytes = digits[: len(digits) // 2 * 2]
+        starts = [prefix.encode(), *([bytes.fromhex(whole_bytes)] if HEX.fullmatch(whole_bytes) else [])]
+        for queue, start in product(queues, starts):
+            held = self.client.hscan_iter(self.keys.facts(queue), match=GLOB.sub(rb"\\\1", start) + b"*", count=PAGE)
+            ids = (text_id(bytes(packed)) for packed, raw in held if b'"job_id"' not in raw[FIXED:])
+            found |= {job_id for job_id in ids if job_id.startswith(prefix)}
+        return found
 
     def fetched(self, worker: str, queues: Sequence[str]) -> int:
         """How many jobs of these queues a worker has fetched."""
@@ -257,3 +301,26 @@ class Backlog:
             for queue in queues:
                 pipe.scard(self.keys.acks(worker, queue))
             return sum(pipe.execute())
+
+    def _learn(self, queue: str, groups: Iterable[bytes]) -> None:
+        """Facets of groups never seen: the id of a group is made of its facet, so what was learned stays true."""
+        new = [group for group in groups if group not in self._facets]
+        if new:
+            if len(self._facets) > 4 * MOST_GROUPS:
+                self._facets.clear()
+                new = list(groups)
+            found = self.client.hmget(self.keys.groups(queue), new)
+            self._facets.update({g: Facet.decode(bytes(raw)) for g, raw in zip(new, found, strict=True) if raw})
+
+    def _decoded(self, queue: str, packed: Sequence[tuple[bytes, bytes]]) -> list[HeldFacts]:
+        self._learn(queue, {raw[:GROUP] for _, raw in packed})
+        facets = ((id_, raw, self._facets.get(raw[:GROUP], UNKNOWN)) for id_, raw in packed)
+        return [HeldFacts.decode(queue, id_, raw, facet) for id_, raw, facet in facets]
+
+
+NO_MARK = Mark()
+UNKNOWN = Facet("", "(unknown)", "deferrable", "review")
+
+
+def length(raw: bytes) -> int:
+    return int.from_bytes(raw[:2])

@@ -5,37 +5,168 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache, partial
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import redis
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.commands.core import Script
-from redis.exceptions import BusyLoadingError, LockNotOwnedError, ReadOnlyError, RedisError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterError,
+    LockNotOwnedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.lock import Lock
+from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
-from tideover.errors import StoreUnavailable
+from tideover import clock
+from tideover.errors import ConfigurationError, StoreUnavailable
+from tideover.store.address import Address, parse
 
 Client: TypeAlias = Any
-"""A `redis.Redis`. redis-py types each answer as "this, or an awaitable of it"; we say the type where we read it."""
+"""A `redis.Redis` or `redis.RedisCluster`. redis-py types each answer as "this, or an awaitable of it"; we say the type where
+we read it."""
 
-GONE = (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, BusyLoadingError)
-"""Redis cannot be asked just now; asking again later may work."""
+untyped: Any = redis
 
-FAILED = RedisError
+GONE: Final[tuple[type[Exception], ...]] = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    ReadOnlyError,
+    BusyLoadingError,
+    ClusterError,
+    TryAgainError,
+    RedisClusterException,
+)
+"""Redis cannot be asked just now; asking again later may work. A failover shows as any of these."""
+
+FAILED: Final[tuple[type[Exception], ...]] = (RedisError, RedisClusterException)
+"""Whatever redis-py raises; what its cluster client raises is no `RedisError`."""
+
+FULL = OutOfMemoryError
+"""Redis is at its maxmemory: it takes nothing new, but lets go of what it has."""
 
 LEASE_LOST = LockNotOwnedError
 """A lease cannot be prolonged: it ran out, and another process may have it."""
 
 SOCKET_TIMEOUT_S = 10.0
 """Said, because redis-py 8 made 5 s its silent default."""
+SENTINEL_TIMEOUT_S = 2.0
+"""Shorter: there is another Sentinel to ask."""
+ASK_SENTINELS_S = 0.5
+ASKING_SHARE = 10.0
+"""Sentinels that are slow or silent are asked so much more seldom."""
+TIMEOUTS: Final[Mapping[str, Any]] = {"socket_timeout": SOCKET_TIMEOUT_S, "socket_connect_timeout": SOCKET_TIMEOUT_S}
+OLDEST_FOR_CLUSTER = 8
+"""redis-py 6.2 to 7.1 close sockets that other threads use when a node fails: seen as EBADF and as 10 s without an answer."""
+CLUSTER_TRIES = 3
+"""Each asks anew where the slot is, half a second later at most."""
 
 
 def connect(url: str) -> Client:
-    """A client for a `redis://`, `rediss://` or `unix://` URL. Connects at the first command."""
-    return redis.Redis.from_url(url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S)
+    """A client for a URL as `store.address` describes them. Connects at the first command.
+
+    Raises:
+      ConfigurationError: the URL has an option that redis-py does not know, or a value that it cannot read.
+    """
+    try:
+        address = parse(url)
+        options = {**TIMEOUTS, **options_of(address)}
+    except (ValueError, TypeError) as wrong:
+        raise ConfigurationError(f"the URL of Redis: {wrong}") from None
+    match address.kind:
+        case "server":
+            return redis.Redis.from_url(url, **TIMEOUTS)
+        case "sentinel":
+            return client_of_master(address, options)
+        case "cluster":
+            return LazyClient(partial(client_of_cluster, address, options))
+
+
+def options_of(address: Address) -> dict[str, Any]:
+    """The options in a URL as redis-py reads them. Raises what redis-py does for one that it does not know."""
+    own = {"sentinel_username", "sentinel_password"} if address.kind == "sentinel" else set()
+    options = dict(untyped.connection.parse_url(address.options))
+    connection = options.pop("connection_class", redis.Connection)
+    for name in ("host", "port"):
+        options.pop(name, None)
+    connection(**{name: value for name, value in options.items() if name not in own | {"max_connections"}})
+    return options | ({"ssl": True} if issubclass(connection, redis.SSLConnection) else {})
+
+
+class MasterPool(SentinelConnectionPool):
+    """Asks every half second who the master is, and drops idle connections when it is another one.
+
+    redis-py asks before a new connection only, and a planned failover leaves the old ones open for 8 s and more, to a server
+    that still accepts what nobody will ever see again.
+    """
+
+    ask_at = 0.0
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        asked_at = clock.monotonic()
+        if asked_at >= self.ask_at:
+            self.ask_at = asked_at + ASK_SENTINELS_S
+            with suppress(*FAILED):  # the connections that there are may still do
+                untyped.sentinel.SentinelConnectionPool.get_master_address(self)
+            self.ask_at += ASKING_SHARE * (clock.monotonic() - asked_at)
+        return super().get_connection(*args, **options)
+
+
+class Sentinels(Sentinel):
+    """redis-py's, with an error that fits a log line."""
+
+    def discover_master(self, service_name: str) -> Any:
+        try:
+            return untyped.sentinel.Sentinel.discover_master(self, service_name)
+        except MasterNotFoundError as error:
+            why = ", ".join(re.findall(r"> - (?:\w+:)?(\w+)", str(error))) or "they know none that is up"
+            raise MasterNotFoundError(f"no Sentinel names a master of {service_name!r}: {why}") from None
+
+
+def client_of_master(address: Address, options: dict[str, Any]) -> Client:
+    """Goes where the Sentinels say that the master is. User and password are for Redis; TLS is for the Sentinels too."""
+    sentinels = {name: value for name, value in options.items() if name.startswith("ssl")}
+    for name in ("username", "password"):
+        if (value := options.pop(f"sentinel_{name}", None)) is not None:
+            sentinels[name] = value
+    sentinels |= {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+    sentinels["retry"] = Retry(NoBackoff(), 0)  # redis-py 8 would ask ten times, for 5 s in all, before it asks the next one
+    asked: Any = Sentinels
+    sentinel = asked(address.hosts, sentinel_kwargs=sentinels, **options)
+    return sentinel.master_for(address.service, connection_pool_class=MasterPool)
+
+
+class Cluster(redis.RedisCluster):
+    """redis-py's cluster client, whose pipelines are transactions unless told otherwise, as those of `redis.Redis`.
+
+    dramatiq's barriers watch a key in a pipeline, and groups stand on barriers; all keys of a transaction must be in one slot.
+    """
+
+    def pipeline(self, transaction: bool | None = True, shard_hint: Any = None) -> Any:
+        return untyped.RedisCluster.pipeline(self, transaction, shard_hint)
+
+
+def client_of_cluster(address: Address, options: dict[str, Any]) -> Client:
+    """Asks where the slot of a namespace is, and asks again when it has moved."""
+    if int(redis.__version__.partition(".")[0]) < OLDEST_FOR_CLUSTER:
+        raise ConfigurationError(f"a cluster needs redis-py {OLDEST_FOR_CLUSTER} or newer, and this is {redis.__version__}")
+    nodes = [untyped.cluster.ClusterNode(host, port) for host, port in address.hosts]
+    options = {name: value for name, value in options.items() if name != "db"}
+    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), CLUSTER_TRIES)
+    return Cluster(startup_nodes=nodes, retry=retry, **options)
 
 
 @cache
@@ -62,16 +193,32 @@ def store_errors(doing: str) -> Iterator[None]:
     """Turns what redis-py raises into `StoreUnavailable`, which says what failed and what to do."""
     try:
         yield
-    except RedisError as error:
+    except FAILED as error:
         raise StoreUnavailable(
             f"{doing}: Redis did not answer or refused ({type(error).__name__}: {str(error)[:200]}). "
-            "Nothing was accepted. Check that it runs, the URL, its maxmemory and that it is no replica; then try again"
+            f"Nothing was accepted. {remedy(error)}"
         ) from error
+
+
+def remedy(error: Exception) -> str:
+    match error:
+        case redis.exceptions.MovedError():
+            return "It is a cluster: give its URL as redis+cluster://, and a namespace with a hash tag"
+        case NoPermissionError():
+            return "Grant its user the commands, keys and channels that docs/topologies.md lists"
+    return "Check that it runs, the URL, its maxmemory and that it is no replica; then try again"
+
+
+class ScriptedLock(Lock):
+    """redis-py's lock, which can be taken on a full Redis, too."""
+
+    def do_acquire(self, token: str) -> bool:
+        return bool(Scripts(self.redis).run("lease-1", [self.name], [token, int((self.timeout or 0) * 1000)]))
 
 
 def lease(client: Client, key: str, seconds: float) -> Lock:
     """A lease that one process holds at a time: `acquire(blocking=False)`, then `reacquire()` while it works."""
-    return Lock(client, key, timeout=seconds, blocking=False, thread_local=False)
+    return ScriptedLock(client, key, timeout=seconds, blocking=False, thread_local=False)
 
 
 def text(value: Any) -> str:
@@ -93,27 +240,67 @@ def pairs(flat: Sequence[Any]) -> dict[str, str]:
 
 
 class LazyClient:
-    """A client that asks for its URL, and connects, when it is first used; a fork starts anew."""
+    """A client that is made when it is first used; a fork starts anew."""
 
-    def __init__(self, url: Callable[[], str]) -> None:
-        self._url = url
+    def __init__(self, make: Callable[[], Client]) -> None:
+        self._make = make
         self._made: tuple[int, Client] | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self._client(), name)
+        return getattr(self.real(), name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def register_script(self, script: bytes | str) -> Script:
         """dramatiq's broker registers its scripts when it is made, which is when the tasks are declared: that needs no URL."""
         return Script(self, script)  # type: ignore[arg-type]  # it asks a client's methods of it, and we have them all
 
-    def _client(self) -> Client:
+    def real(self) -> Client:
         if self._made is None or self._made[0] != os.getpid():
-            self._made = (os.getpid(), connect(self._url()))
+            self._made = (os.getpid(), self._make())
         return self._made[1]
+
+    def close(self) -> None:
+        if self._made is not None and self._made[0] == os.getpid():
+            self._made[1].close()
 
 
 def lazy_client(url: Callable[[], str]) -> Client:
-    """See `LazyClient`."""
-    return LazyClient(url)
+    """A client that asks for its URL, and connects, when it is first used."""
+    return LazyClient(lambda: connect(url()))
+
+
+@dataclass(frozen=True, slots=True)
+class Safekeeping:
+    """How a server keeps what it has; None where this user may not ask. `logs`: append-only file; `saves`: snapshots."""
+
+    policy: str | None
+    logs: bool | None
+    saves: bool | None
+
+
+def safekeeping(client: Client) -> list[Safekeeping]:
+    """Of the one server, or of each primary of a cluster."""
+    while isinstance(client, LazyClient):
+        client = client.real()
+    if isinstance(client, redis.RedisCluster):
+        return [safekeeping_of(client, {"target_nodes": node}) for node in untyped.RedisCluster.get_primaries(client)]
+    return [safekeeping_of(client, {})]
+
+
+def safekeeping_of(client: Client, node: Mapping[str, Any]) -> Safekeeping:
+    policy: str | None = None
+    logs: bool | None = None
+    saves: bool | None = None
+    with suppress(ResponseError):
+        policy = text(client.info("memory", **node).get("maxmemory_policy", "noeviction"))
+        logs = bool(client.info("persistence", **node)["aof_enabled"])
+    with suppress(ResponseError):
+        saves = client.config_get("save", **node).get("save") != ""
+    return Safekeeping(policy, logs, saves)

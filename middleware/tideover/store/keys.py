@@ -17,21 +17,27 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 |---|---|---|---|
 | `account` | hash | accepted and the ends, as counters | for ever |
 | `counters` | hash | holds, releases, openings, recovered: not part of the sum | for ever |
+| `tenants` | hash | tenant → its live jobs, of those sent with a tenant | while it has jobs |
+| `once:<day>` | hash | id of a job sent with an idempotency key → its list and a digest of its arguments | 2 days |
+| `group:<group>` | set | job ids of a group's members that have succeeded | 30 days |
 | `adopted` | set | Redis ids of live jobs that a producer without tideover sent | until they end |
-| `places` | hash | job id → queue and Redis id, for jobs once held or retried | until they end |
+| `places` | hash | job id → list and Redis id, of jobs whose Redis id is another than their job id | until they end |
+| `schema` | string | number of the shape of these keys (see `registry.py`) | for ever |
 | `queues` | set | names of all queues that a job was ever sent to | for ever |
 | `tasks` | hash | task → JSON: queue, criticality, routes, models | for ever |
 | `models` | set | task, tab, model: what tasks were seen to call | for ever |
 | `routes` | hash | route → JSON: kind, models, no secret | for ever |
-| `workers` | hash | worker → JSON: host, pid, since, queues, version | until dead |
+| `workers` | hash | worker → JSON: host, pid, since, queues, version, schema | until dead |
+| `strangers` | hash | worker without tideover that has fetched jobs → JSON: first and last seen | 1 h |
 | `breakers` | set | keys of all breakers that ever saw a call | for ever |
 | `breaker:<key>` | hash | state, generation... of a breaker | for ever |
 | `window:<key>` | hash | second and outcome → calls | window + 60 s |
 | `bucket:<key>` | hash | release tokens | 1 h |
-| `held` | set | names of the held sets in use: queue, tab, wait key | while in use |
-| `<queue>:held:<wait key>` | zset | Redis id of a held job → unix ms to release it by | while not empty |
-| `<queue>:facts` | hash | Redis id of a held job → small JSON | until released |
-| `<queue>:permits` | hash | Redis id of a released job → permit | until it ends or is held |
+| `<queue>:held` | zset | held jobs as group id, order and Redis id, all of score 0 (see `facts.py`) | while not empty |
+| `<queue>:facts` | hash | Redis id of a held job → packed facts | until released |
+| `<queue>:groups` | hash | group id → facet: what its held jobs have in common | while it has jobs |
+| `<queue>:counts` | hash | group id → number of its held jobs | while it has jobs |
+| `<queue>:marks` | hash | Redis id → permit, times and ms held, workers that died with it | until it ends or is held |
 | `stories:<day>` | hash | job id → lines of its story | 8 days |
 | `lease:<name>` | string | token of the process that does a chore | seconds |
 | `bypass` | string | JSON: who switched tideover off, why | as asked |
@@ -43,6 +49,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+SCHEMA = 1
+"""The shape of our keys and of what tideover writes into messages. A change that older processes cannot read raises it by one;
+processes of this number and of the one before share a Redis, so while the lower one is stored its shape is written."""
 
 NAMESPACES = "tideover:namespaces"
 
@@ -108,6 +118,16 @@ class Keys:
         return self.own("counters")
 
     @property
+    def tenants(self) -> str:
+        return self.own("tenants")
+
+    def group(self, group: str) -> str:
+        return self.own(f"group:{group}")
+
+    def once(self, day: str) -> str:
+        return self.own(f"once:{day}")
+
+    @property
     def adopted(self) -> str:
         return self.own("adopted")
 
@@ -136,6 +156,14 @@ class Keys:
         return self.own("workers")
 
     @property
+    def strangers(self) -> str:
+        return self.own("strangers")
+
+    @property
+    def schema(self) -> str:
+        return self.own("schema")
+
+    @property
     def breakers(self) -> str:
         return self.own("breakers")
 
@@ -148,18 +176,20 @@ class Keys:
     def bucket(self, key: str) -> str:
         return self.own(f"bucket:{key}")
 
-    @property
-    def held_sets(self) -> str:
-        return self.own("held")
-
-    def held(self, queue: str, wait_key: str) -> str:
-        return self.own(f"{queue}:held:{wait_key}")
+    def held(self, queue: str) -> str:
+        return self.own(f"{queue}:held")
 
     def facts(self, queue: str) -> str:
         return self.own(f"{queue}:facts")
 
-    def permits(self, queue: str) -> str:
-        return self.own(f"{queue}:permits")
+    def groups(self, queue: str) -> str:
+        return self.own(f"{queue}:groups")
+
+    def counts(self, queue: str) -> str:
+        return self.own(f"{queue}:counts")
+
+    def marks(self, queue: str) -> str:
+        return self.own(f"{queue}:marks")
 
     def stories(self, day: str) -> str:
         return self.own(f"stories:{day}")

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tideover.errors import ConfigurationError
 from tideover.store.client import Client, Scripts, text
-from tideover.store.keys import NAMESPACES, Keys
+from tideover.store.keys import DELAYED_SUFFIX, NAMESPACES, SCHEMA, Keys
+
+STRANGERS_S = 3600
+"""How long workers without tideover are remembered after the last of them was seen."""
 
 
 def namespaces(client: Client) -> list[str]:
@@ -20,8 +24,24 @@ class Registry:
     def __init__(self, client: Client, keys: Keys) -> None:
         self.client, self.keys, self.scripts = client, keys, Scripts(client)
 
-    def announce(self) -> None:
+    def announce(self, schema: int = SCHEMA) -> int:
+        """Enters the namespace; the schema that is stored in it: that of this process, or the next lower or higher one.
+
+        Raises:
+          ConfigurationError: what is stored is further apart, so that one would not understand what the other writes.
+        """
+        self.client.set(self.keys.schema, schema, nx=True)
+        stored = int(self.client.get(self.keys.schema) or schema)
+        if abs(stored - schema) > 1:
+            raise ConfigurationError(too_far_apart(self.keys.namespace, stored, schema))
         self.client.sadd(NAMESPACES, self.keys.namespace)
+        return stored
+
+    def raise_schema(self, schema: int = SCHEMA) -> bool:
+        """Raises the stored schema by one to that of this process, unless a worker of an older one is there."""
+        if any(facts.get("schema", 0) < schema for facts in self.workers().values()):
+            return False
+        return bool(self.scripts.run("raise-1", [self.keys.schema], [schema - 1, schema]))
 
     def enter_tasks(self, tasks: Mapping[str, Mapping[str, Any]]) -> None:
         if tasks:
@@ -39,14 +59,13 @@ class Registry:
         return int(self.scripts.run("beat-1", [self.keys.heartbeats], [worker])) / 1000
 
     def enter_worker(self, worker: str, facts: Mapping[str, Any]) -> None:
-        self.client.hset(self.keys.workers, worker, json.dumps(facts))
+        self.scripts.run("enter-1", [self.keys.workers], [worker, json.dumps(facts)])
 
-    def remove_worker(self, worker: str) -> None:
-        """Forgets a worker that has nothing fetched."""
-        with self.client.pipeline() as pipe:
-            pipe.hdel(self.keys.workers, worker)
-            pipe.zrem(self.keys.heartbeats, worker)
-            pipe.execute()
+    def remove_worker(self, worker: str) -> bool:
+        """Forgets a worker. False: it has jobs still, which only its heartbeat leads to."""
+        lanes = [lane for queue in self.queues() for lane in (queue, queue + DELAYED_SUFFIX)]
+        keys = [self.keys.workers, self.keys.heartbeats, *(self.keys.acks(worker, lane) for lane in lanes)]
+        return bool(self.scripts.run("leave-n", keys, [worker]))
 
     def tasks(self) -> dict[str, dict[str, Any]]:
         return self._read(self.keys.tasks)
@@ -75,6 +94,34 @@ class Registry:
         """Each worker's last sign of life, unix time. Producers without tideover leave one too."""
         return {text(worker): ms / 1000 for worker, ms in self.client.zrange(self.keys.heartbeats, 0, -1, withscores=True)}
 
+    def note_strangers(self, seen_at: Mapping[str, float]) -> list[str]:
+        """Notes workers without tideover, each with its last sign of life (unix time); those that were not noted before."""
+        noted = self.strangers()
+        facts = {worker: {"since": noted.get(worker, {"since": at})["since"], "seen": at} for worker, at in seen_at.items()}
+        if facts:
+            with self.client.pipeline() as pipe:
+                pipe.hset(self.keys.strangers, mapping={worker: json.dumps(fact) for worker, fact in facts.items()})
+                pipe.expire(self.keys.strangers, STRANGERS_S)
+                pipe.execute()
+        return [worker for worker in facts if worker not in noted]
+
+    def strangers(self) -> dict[str, dict[str, float]]:
+        """Workers without tideover that were seen with jobs: when first, and their last sign of life (unix time)."""
+        return self._read(self.keys.strangers)
+
+    def with_jobs(self, workers: Sequence[str], lanes: Sequence[str]) -> list[str]:
+        """Those of these workers that have fetched jobs of these lists."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for worker in workers:
+                for lane in lanes:
+                    pipe.scard(self.keys.acks(worker, lane))
+            sizes, n = pipe.execute(), len(lanes)
+        return [worker for i, worker in enumerate(workers) if any(sizes[i * n : (i + 1) * n])]
+
+    def end_elsewhere(self, known: int, n: int) -> bool:
+        """Counts `n` jobs more that workers without tideover ended. False: there are not `known` of them any more."""
+        return bool(self.scripts.run("elsewhere-1", [self.keys.account], [known, n]))
+
     def counters(self) -> dict[str, int]:
         return {text(name): int(n) for name, n in self.client.hgetall(self.keys.counters).items()}
 
@@ -97,3 +144,14 @@ class Registry:
 
     def _read(self, key: str) -> dict[str, dict[str, Any]]:
         return {text(name): json.loads(raw) for name, raw in self.client.hgetall(key).items()}
+
+
+def too_far_apart(namespace: str, stored: int, schema: int) -> str:
+    if stored > schema:
+        remedy = f"Upgrade this process to a version of schema {stored - 1} or {stored}"
+    else:
+        remedy = f"Deploy a version of schema {stored + 1} first, until no older worker is left; then the next one"
+    return (
+        f"namespace {namespace} holds data of tideover's schema {stored}, and this process has schema {schema}: "
+        f"only neighbours understand each other. {remedy} (docs/deploys.md)"
+    )

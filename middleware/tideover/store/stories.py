@@ -11,12 +11,15 @@ from typing import Any
 
 from tideover import clock
 from tideover.store.client import Client, Scripts, starting, text
+from tideover.store.facts import HeldFacts
 from tideover.store.keys import Keys
 
 DAYS = 7
 SCAN = 500
 LONGEST = 4096
 """Bytes of one story; the first line and the latest stay."""
+MOST = 100_000
+"""Stories of one day; of further jobs the account knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,19 @@ class Line:
         return cls(job_id, at_ms / 1000, event, facts)
 
 
+def told_by(facts: HeldFacts) -> list[Line]:
+    """What the facts of a held job tell. It is written down when the job goes on, so that a hold costs no story."""
+    held = {
+        "reason": facts.reason,
+        "waits_for": facts.breaker_keys,
+        "generation": facts.generation,
+        "detail": facts.detail,
+    }
+    first = {"task": facts.task, "criticality": facts.criticality}
+    enqueued = [Line(facts.job_id, facts.sent_ms / 1000, "enqueued", first)] if facts.held_before_ms == 0 else []
+    return [*enqueued, Line(facts.job_id, facts.held_ms / 1000, "held", held)]
+
+
 def day(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y%m%d")
 
@@ -48,7 +64,7 @@ class Stories:
     def add(self, lines: Sequence[Line]) -> None:
         if lines:
             args = [part for line in lines for part in (line.job_id, line.encode())]
-            self.scripts.run("narrate-1", [self.keys.stories(day(clock.now()))], [(DAYS + 1) * 86_400, LONGEST, *args])
+            self.scripts.run("narrate-1", [self.keys.stories(day(clock.now()))], [(DAYS + 1) * 86_400, LONGEST, MOST, *args])
 
     def of(self, job_id: str) -> list[Line]:
         """A job's lines, oldest first; empty when nothing worth telling happened to it."""

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("tideover_worker.cli.worker", "Run worker processes."),
     "embedded": ("tideover_worker.cli.embedded", "Look after the private Valkey of this directory."),
     "config": ("tideover_worker.cli.config", "Look at the settings of this directory and environment."),
+    "uninstall": ("tideover_worker.cli.uninstall", "Take tideover out: every job goes back to stock dramatiq."),
     "demo": ("tideover_worker.demo", "The whole story on this machine, in under a minute."),
 }
 """Name → module that has the command under this name, and what `tideover --help` says of it."""
@@ -60,10 +61,10 @@ class Tideover(click.Group):
 def exit_code(error: Exception) -> int | None:
     """The exit code of an error that its message explains; None: a defect, which deserves its stack trace."""
     from tideover.errors import ConfigurationError, StoreUnavailable, TideoverError
-    from tideover.ops import Refused
+    from tideover.ops import Misasked, Refused
 
     match error:
-        case ConfigurationError():
+        case ConfigurationError() | Misasked():
             return 2
         case StoreUnavailable():
             return 3

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tideover_worker.cli import output
+from tideover_worker.cli import backlog_screen, output
+from tideover_worker.cli.duration import Duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-    from rich.console import RenderableType
-
-    from tideover.ops import Listing
-
-SHORT_ID = 8
-"""Characters of an id that a terminal shows; every command takes them for the whole."""
+    from tideover.ops import Breakdown, Filter, Operator
 
 COLUMNS = (
     "id",
@@ -32,7 +28,25 @@ COLUMNS = (
     "held_at",
     "expires_at",
     "release_by_at",
+    "tenant",
+    "tag",
+    "holds",
 )
+
+
+def facets(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose held jobs by what groups of them have in common."""
+    waits = "Only jobs that wait for this route (anthropic), or for breakers that begin so (anthropic/claude-opus)."
+    reason = "Only jobs held for this reason: outage, pace, failed or review (a human must look at them)."
+    for decorator in (
+        click.option("--tag", metavar="TAG", help="Only jobs with this tag; '' those with none."),
+        click.option("--tenant", metavar="NAME", help="Only jobs of this tenant; '' those of none."),
+        click.option("--waits-for", metavar="ROUTE", help=waits),
+        click.option("--reason", metavar="REASON", help=reason),
+        click.option("--task", metavar="NAME", help="Only jobs of this task."),
+    ):
+        command = decorator(command)
+    return command
 
 
 @click.command(
@@ -40,65 +54,72 @@ COLUMNS = (
 Examples:
   tideover backlog                            the 50 most urgent held jobs
   tideover backlog --task tag_ticket          of one task
-  tideover backlog --reason failed --limit 5
+  tideover backlog --reason review            what a human must look at
+  tideover backlog --tenant acme --tag nightly
+  tideover backlog --waits-for anthropic      what the recovery of a route would free
+  tideover backlog --held-for 2h              held for two hours or longer
+  tideover backlog --expires-before 15m       what expires within a quarter of an hour
+  tideover backlog --by tenant                how many jobs of each tenant
+  tideover backlog --limit 500 --json | jq -r .next     then --after what it said
   tideover backlog --limit 100000 | cut -f1,3,9
 """
 )
-@click.option("--task", metavar="NAME", help="Only jobs of this task.")
-@click.option("--reason", metavar="REASON", help="Only jobs held for this reason: outage, pace or failed.")
-@click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="At most so many jobs.")
+@facets
+@click.option("--criticality", metavar="WHICH", help="Only critical or only deferrable jobs.")
+@click.option("--held-for", "held_for_s", type=Duration(), metavar="2h", help="Only jobs held for so long or longer.")
+@click.option(
+    "--expires-before", "expires_before_s", type=Duration(), metavar="15m", help="Only jobs that expire within so long."
+)
+@click.option("--by", metavar="WHAT", help="Count jobs by task, reason, criticality, tenant, tag or waits-for instead.")
+@click.option("--limit", type=click.IntRange(0), help="At most so many jobs.  [default: 50]")
+@click.option("--after", metavar="CURSOR", help="Go on where an earlier page ended.")
 @output.namespaces
 @output.as_json
-def backlog(*, task: str | None, reason: str | None, limit: int, namespaces: tuple[str, ...], as_json: bool) -> None:
+def backlog(
+    *, by: str | None, limit: int | None, after: str | None, namespaces: tuple[str, ...], as_json: bool, **chosen: Any
+) -> None:
     """List held jobs, the most urgent first: those whose expiry, or longest wait, comes first.
 
-    Arguments of jobs are never shown: they hold prompts. Piped, the number of jobs beyond the limit goes to stderr.
+    Arguments of jobs are never shown: they hold prompts. Filters may be combined. No index knows ages and expiries, so
+    --held-for and --expires-before look at up to 100,000 jobs one by one, and say so when that was not all; the cursor goes on
+    behind these. Piped, the number of jobs beyond the limit, and the cursor, go to stderr.
     """
     from tideover import ops
 
+    if by is not None and not (limit is None and after is None):
+        raise click.UsageError("--by counts all jobs; leave out --limit and --after.")
     with output.operator_of(namespaces) as operator:
-        found = ops.backlog(operator, task=task, reason=reason, limit=limit)
+        if by is not None:
+            show_counts(ops.breakdown(operator, by, ops.Filter(**chosen)), as_json=as_json)
+        else:
+            show_jobs(operator, ops.Filter(**chosen), after, 50 if limit is None else limit, as_json=as_json)
+
+
+def show_jobs(operator: Operator, chosen: Filter, after: str | None, limit: int, *, as_json: bool) -> None:
+    from tideover import ops
+
+    found = ops.backlog(operator, chosen, after=after, limit=limit)
     if as_json:
         output.print_json(found)
     elif output.on_terminal():
-        output.print_screen(*screen(found, several=len(found.namespaces) > 1))
+        output.print_screen(*backlog_screen.of_jobs(found, first=after is None))
     else:
         rows = ([row[name] for name in COLUMNS] for row in map(flat, ops.as_json(found)["jobs"]))
         output.print_lines(COLUMNS, rows)
-        if found.more:
-            click.echo(beyond(found), err=True)
+        for line in backlog_screen.beyond(found, first=after is None):
+            click.echo(line, err=True)
+
+
+def show_counts(found: Breakdown, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(found)
+    elif output.on_terminal():
+        output.print_screen(*backlog_screen.of_counts(found))
+    else:
+        output.print_lines((found.by, "jobs", "critical"), ((one.value, one.jobs, one.critical) for one in found.slices))
+        for line in backlog_screen.uncounted(found):
+            click.echo(line, err=True)
 
 
 def flat(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, "waits_for": "|".join(job["waits_for"])}
-
-
-def beyond(found: Listing) -> str:
-    """How many jobs the limit left out."""
-    if not found.complete:
-        return f"at least {found.more:,} more; there are too many held jobs to look at all of them"
-    return f"{found.more:,} more; --limit {found.matching} shows all"
-
-
-def screen(found: Listing, *, several: bool) -> Iterator[RenderableType]:
-    from rich.text import Text
-
-    from tideover.ops import about
-
-    for one in found.namespaces:
-        for lane in one.lanes:
-            name = f"{one.namespace} {lane.queue}" if several else lane.queue
-            yield Text(f"{name}: {lane.queued:,} queued, {lane.running:,} running, {lane.held:,} held", style="dim")
-    if not found.jobs:
-        yield Text("✔ No such job is held." if found.matching == 0 else beyond(found), style="green")
-        return
-    columns = ("TASK", "CRITICALITY", "REASON", "WAITS FOR", "HELD", "EXPIRES")
-    table = output.table("JOB", *(["NAMESPACE"] if several else []), *columns)
-    for job in found.jobs:
-        expires = "never" if job.expires_at is None else f"in {about(job.expires_at - found.asked_at)}"
-        held, where = about(found.asked_at - job.held_at), ([job.namespace] if several else [])
-        waits_for = Text(" or ".join(job.waits_for))
-        table.add_row(job.id[:SHORT_ID], *where, job.task, job.criticality, job.reason, waits_for, held, expires)
-    yield table
-    if found.more:
-        yield Text(beyond(found), style="dim")

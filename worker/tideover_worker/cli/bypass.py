@@ -3,29 +3,15 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from tideover_worker.cli import output
+from tideover_worker.cli.duration import Duration
 
 if TYPE_CHECKING:
     from tideover.ops import Bypass
-
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-class Duration(click.ParamType[float]):
-    """A duration like 90s, 30m, 2h or 1d, in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d+)([smhd])", str(value))
-        if match is None or int(match[1]) == 0:
-            self.fail(f"{value!r} is no duration; write 90s, 30m, 2h or 1d", param, ctx)
-        return float(int(match[1]) * UNITS[match[2]])
 
 
 @click.group()
@@ -40,12 +26,12 @@ def bypass() -> None:
 @bypass.command(
     epilog="""\b
 Examples:
-  tideover bypass on --for 30m --reason 'holds jobs though the provider is up'
+  tideover bypass on --for 30m --why 'holds jobs though the provider is up'
   tideover bypass on -n shop               until `tideover bypass off -n shop`
 """
 )
 @click.option("--for", "for_s", type=Duration(), metavar="30m", help="Ends by itself after this long; else it stays on.")
-@click.option("--reason", "why", metavar="TEXT", help="Shown in `tideover status`.")
+@click.option("--why", "--reason", "why", metavar="TEXT", help="Shown in `tideover status`.")
 @output.namespaces
 @output.as_json
 def on(*, for_s: float | None, why: str | None, namespaces: tuple[str, ...], as_json: bool) -> None:

@@ -61,8 +61,11 @@ def lines(found: Explanation) -> Iterator[tuple[object, ...]]:
     for told in found.story:
         yield iso(told.told_at), told.event, told.words
     yield iso(found.asked_at), "now", " ".join(now_words(found))
+    yield from (("", name, value) for name, value in whose(found) if value)
     for way in found.ways:
         yield "" if way.expected_at is None else iso(way.expected_at), "expected", f"{way.breaker} {way.words}"
+    if found.remedy is not None:
+        yield "", "remedy", found.remedy
     for hindrance in found.hindrances:
         yield "", "hindrance", hindrance
     if found.expires_at is not None:
@@ -83,6 +86,12 @@ def now_words(found: Explanation) -> Iterator[str]:
         yield "(nobody wrote down how)"
     if found.lane is not None:
         yield f"in {found.lane}"
+    if found.holds is not None and found.holds > 1:
+        yield f"(held {found.holds} times so far)"
+
+
+def whose(found: Explanation) -> tuple[tuple[str, str | None], ...]:
+    return ("tenant", found.tenant), ("tag", found.tag)
 
 
 def screen(found: Explanation) -> Iterator[RenderableType]:
@@ -91,7 +100,8 @@ def screen(found: Explanation) -> Iterator[RenderableType]:
     from tideover.ops import about, iso
 
     symbol, style = LOOKS.get(found.end or found.state, LOOKS["ended"])
-    what = ", ".join(part for part in (found.task, found.criticality, found.namespace) if part is not None)
+    owners = (f"{name} {value}" for name, value in whose(found) if value)
+    what = ", ".join(part for part in (found.task, found.criticality, found.namespace, *owners) if part is not None)
     yield Text.assemble((f"{symbol} {' '.join(now_words(found))}", style), f"\n  job {found.id} ({what})\n")
     for told in found.story:
         yield Text.assemble((f"  {iso(told.told_at)[:19].replace('T', ' ')}  ", "dim"), told.words)
@@ -103,5 +113,7 @@ def screen(found: Explanation) -> Iterator[RenderableType]:
         yield Text(f"  ! {hindrance}", style="red")
     if found.expires_at is not None:
         yield Text(f"Expires in {about(found.expires_at - found.asked_at)}; no call is made after that.")
-    if found.state == "held":
+    if found.remedy is not None:
+        yield Text(f"\n{found.remedy}.", style="yellow")
+    elif found.state == "held":
         yield Text(f"Run it now, whatever the breakers say: tideover release {found.id} --force", style="dim")

@@ -110,5 +110,5 @@ def of_item(item: str, value: Any) -> Iterator[tuple[object, ...]]:
 def name_of(part: dict[str, Any]) -> str:
     """What a part of the answer is called: by its first field, and held jobs by their wait key and reason."""
     if "waits_for" in part:
-        return f"{'|'.join(part['waits_for'])} {part['reason']}"
+        return f"{'|'.join(part['waits_for'])} {part['reason']}".strip()
     return str(next(iter(part.values())))

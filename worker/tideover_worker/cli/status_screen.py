@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 LOOKS = {
     "ok": ("✔", "green"),
+    "mixed": ("▲", "yellow"),
     "unexplained": ("▲", "yellow"),
+    "review": ("▲", "yellow"),
     "draining": ("▲", "yellow"),
     "throttled": ("▲", "yellow"),
     "recovering": ("▲", "yellow"),
@@ -120,8 +122,8 @@ def held(standing: Standing) -> Table:
     for group in standing.held_groups:
         oldest = "" if group.oldest_at is None else ago(standing, group.oldest_at)
         expiry = "" if group.next_expiry_at is None else ahead(standing, group.next_expiry_at)
-        reason = "not read" if group.reason is None else group.reason
-        table.add_row(Text(" or ".join(group.waits_for)), reason, f"{group.jobs:,}", f"{group.critical:,}", oldest, expiry)
+        waits_for = Text(" or ".join(group.waits_for)) if group.waits_for else Text("a human", "yellow")
+        table.add_row(waits_for, group.reason, f"{group.jobs:,}", f"{group.critical:,}", oldest, expiry)
     return table
 
 

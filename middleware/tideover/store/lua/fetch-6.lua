@@ -1,7 +1,7 @@
 -- Takes up to n jobs off a queue for one worker, which is a sign of life of that worker, too.
--- KEYS: queue (list), msgs (hash), the worker's acks (set), heartbeats (zset), permits (hash), queues (set)
+-- KEYS: queue (list), msgs (hash), the worker's acks (set), heartbeats (zset), marks (hash), queues (set)
 -- ARGV: n, worker, queue name (without .DQ): so that jobs of a queue that only strangers send to are counted
--- Returns ids, bodies (false where one is missing) and permits (false: none), three lists of one length.
+-- Returns ids, bodies (false where one is missing) and marks (false: none), three lists of one length.
 -- After a lost reply the ids are in the worker's acks: reclaim gives them back.
 local ids = redis.call('lpop', KEYS[1], ARGV[1])  -- first, because a full Redis lets a script write that began by taking away
 local t = redis.call('time')

@@ -7,6 +7,7 @@
 local t = redis.call('time')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local second, keep = tonumber(t[1]), tonumber(ARGV[5])
+redis.call('srem', KEYS[3], '')  -- nothing; but a full Redis lets a script write that began by taking away
 redis.call('sadd', KEYS[3], ARGV[1])
 local generation = redis.call('hget', KEYS[1], 'generation') or '0'
 if ARGV[2] == generation then

@@ -1,7 +1,7 @@
 -- Ends one fetched job: this is dramatiq's ack (or nack) and the job's last line in the account.
--- KEYS: the worker's acks (set), msgs (hash), account (hash), permits (hash), adopted (set), places (hash),
---       dead letters (zset), their msgs (hash)
--- ARGV: Redis id, job id, end (a field of account), '1' to keep the body as a dead letter
+-- KEYS: the worker's acks (set), msgs (hash), account (hash), marks (hash), adopted (set), places (hash),
+--       dead letters (zset), their msgs (hash), tenants (hash)
+-- ARGV: Redis id, job id, end (a field of account), '1' to keep the body as a dead letter, tenant ('' none)
 -- Returns 1; 0 when the job is not this worker's any more.
 -- Idempotent: SREM is the fence; a worker that was declared dead, or a repetition, changes nothing.
 if redis.call('srem', KEYS[1], ARGV[1]) == 0 then return 0 end
@@ -18,4 +18,5 @@ redis.call('hdel', KEYS[4], ARGV[1])
 redis.call('srem', KEYS[5], ARGV[1])
 redis.call('hdel', KEYS[6], ARGV[2])
 redis.call('hincrby', KEYS[3], ARGV[3], 1)
+if ARGV[5] ~= '' and redis.call('hincrby', KEYS[9], ARGV[5], -1) <= 0 then redis.call('hdel', KEYS[9], ARGV[5]) end
 return 1

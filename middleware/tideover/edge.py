@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The edge of a task's function: what leaves it becomes an answer, an error or a hold of the job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from inspect import isawaitable
+from typing import Any, TypeVar, cast
+
+from tideover import clock
+from tideover.attempt import Attempt, Held, HoldSignal, current
+from tideover.core.admission import Hold, needs_review
+from tideover.errors import JobExpired
+
+R = TypeVar("R")
+
+
+def hold_in(error: BaseException | None) -> bool:
+    """Whether a hold is among what left the function, task groups included."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(hold_in(inner) for inner in error.exceptions)
+    return isinstance(error, HoldSignal)
+
+
+def hold_for(attempt: Attempt | None, error: BaseException) -> Hold | None:
+    """The hold that a failure of the function means, if it was a provider's and nobody caught it."""
+    if attempt is None or attempt.hold is not None or not isinstance(error, Exception):
+        return None
+    return attempt.health.hold_for(attempt, error)
+
+
+def misfit(attempt: Attempt | None, error: BaseException) -> Hold | None:
+    """The hold of a job whose arguments its function does not take: the call itself raised, and no frame below it."""
+    frame = error.__traceback__
+    if not isinstance(error, TypeError) or frame is None or frame.tb_next is not None:
+        return None
+    if attempt is None or attempt.health.mode != "act":
+        return None
+    return needs_review("its arguments do not fit the task's function any more")
+
+
+def leave(attempt: Attempt | None, error: BaseException | None, hold: Hold | None = None) -> None:
+    """The task's edge: a hold anywhere below is a hold of the job."""
+    if attempt is not None and attempt.hold is None:
+        attempt.hold = hold
+    if hold_in(error) or (attempt is not None and attempt.hold is not None):
+        if attempt is not None:
+            attempt.message.options["store_results"] = False  # in memory only: `None` would be taken for the answer
+        raise Held("held") from None
+    if error is not None:
+        raise error
+
+
+def is_late(attempt: Attempt | None) -> bool:
+    """Whether a job is past its expiry, so that only its degraded answer is of use."""
+    return attempt is not None and attempt.job.expires_at is not None and clock.now() >= attempt.job.expires_at
+
+
+def async_edge(fn: Callable[..., Awaitable[R]], degraded: Callable[..., Any] | None) -> Callable[..., Awaitable[R]]:
+    async def answer_degraded(attempt: Attempt, *args: Any, **kwargs: Any) -> R:
+        assert degraded is not None
+        attempt.degraded = True
+        answer = degraded(*args, **kwargs)
+        return cast(R, await answer if isawaitable(answer) else answer)
+
+    @wraps(fn)
+    async def run(*args: Any, **kwargs: Any) -> R:
+        attempt = current.get()
+        try:
+            if degraded is not None and attempt is not None and is_late(attempt):
+                return await answer_degraded(attempt, *args, **kwargs)
+            result = await fn(*args, **kwargs)
+        except asyncio.CancelledError:
+            raise
+        except JobExpired:
+            if degraded is None or attempt is None or attempt.degraded:
+                raise
+            return await answer_degraded(attempt, *args, **kwargs)
+        except BaseException as error:
+            leave(attempt, error, misfit(attempt, error) or await asyncio.to_thread(hold_for, attempt, error))
+            raise
+        leave(attempt, None)
+        return result
+
+    return run
+
+
+def sync_edge(fn: Callable[..., R], degraded: Callable[..., Any] | None) -> Callable[..., R]:
+    def answer_degraded(attempt: Attempt, *args: Any, **kwargs: Any) -> R:
+        assert degraded is not None
+        attempt.degraded = True
+        return cast(R, degraded(*args, **kwargs))
+
+    @wraps(fn)
+    def run(*args: Any, **kwargs: Any) -> R:
+        attempt = current.get()
+        try:
+            if degraded is not None and attempt is not None and is_late(attempt):
+                return answer_degraded(attempt, *args, **kwargs)
+            result = fn(*args, **kwargs)
+        except JobExpired:
+            if degraded is None or attempt is None or attempt.degraded:
+                raise
+            return answer_degraded(attempt, *args, **kwargs)
+        except BaseException as error:
+            leave(attempt, error, misfit(attempt, error) or hold_for(attempt, error))
+            raise
+        leave(attempt, None)
+        return result
+
+    return run
