@@ -90,7 +90,8 @@ def measure(broker: RedisBroker, jobs: int, tenants: int) -> None:
     client, keys = broker.client, Keys(broker.namespace)
     tasks = declare(broker)
     server = client.info("server")
-    print(print(f"{jobs:,} jobs, {tenants:,} tenants, Redis or Valkey {version}"))
+    version = server.get("valkey_version", server["redis_version"])
+    print(f"{jobs:,} jobs, {tenants:,} tenants, Redis or Valkey {version}")
     print(f"send_many      {jobs / fill(broker, tasks, jobs, tenants):12,.0f} jobs/s")
     before = client.info("memory")["used_memory"]
     client.config_resetstat()

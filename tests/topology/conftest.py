@@ -281,7 +281,6 @@ class Shop:
         self.worker.start()
 
     def close(self) -> None:
-        """Also twice."""
         self.primary.heal()
         if self.worker is not None:
             self.worker.stop(timeout=10_000)

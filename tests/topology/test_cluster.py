@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from dramatiq import group
+from dramatiq.middleware import GroupCallbacks
+from dramatiq.rate_limits.backends import RedisBackend
 
 from tideover.errors import ConfigurationError, StoreUnavailable
 from tideover.store.client import connect
@@ -28,6 +31,17 @@ def test_the_story_on_a_cluster(rack: Rack, open_shop: Callable[[str, str], Shop
     """As on one server."""
     nodes = rack.cluster(program=program)
     open_shop(url_of(nodes), "{shop}").tell_the_story()
+
+
+def test_a_group_completes(rack: Rack, open_shop: Callable[[str, str], Shop], program: str) -> None:
+    """Its barrier is in a slot of its own."""
+    shop = open_shop(url_of(rack.cluster(program=program)), "{shop}")
+    shop.broker.add_middleware(GroupCallbacks(RedisBackend(client=shop.broker.client)))
+    shop.work()
+    batch: Any = group([shop.summary.message("one"), shop.report.message("two")])
+    batch.add_completion_callback(shop.report.message("both"))
+    batch.run()
+    shop.until(lambda: {"one", "two", "both"} <= shop.answered(), "the group's callback has run")
 
 
 def test_without_a_hash_tag_nothing_starts(open_shop: Callable[[str, str], Shop]) -> None:

@@ -122,7 +122,8 @@ class Keys:
         return self.own("tenants")
 
     def group(self, group: str) -> str:
-        return self.own(f"group:{group}")
+        """On a cluster in the slot of dramatiq's barrier, whose key is the bare group id: one script uses both."""
+        return f"{{{group}}}:{self.own('group')}" if "{" in self.namespace else self.own(f"group:{group}")
 
     def once(self, day: str) -> str:
         return self.own(f"once:{day}")
