@@ -30,9 +30,11 @@ TABLES: tuple[tuple[str, type[BaseModel], type[object] | None], ...] = (
     ("breaker", settings.BreakerSettings, policy.BreakerPolicy),
     ("drain", settings.DrainSettings, policy.PacePolicy),
     ("worker", settings.WorkerSettings, None),
+    ("capacity", settings.CapacitySettings, None),
 )
 WORDS = {
-    "redis_url": "Where jobs are kept: `redis://`, `rediss://`, `unix://`, or `embedded`, the private server in `.tideover/`",
+    "redis_url": "Where jobs are kept: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` "
+    "([how](topologies.md)), or `embedded`, the private server in `.tideover/`",
     "namespace": "Prefix of all keys; dramatiq's own. A hash tag (`{shop}`) keeps them on one node of a cluster",
     "mode": "`act`; `observe` decides and logs but lets every job run; `bypass` decides nothing",
     "kind": "`anthropic` (the Messages API, at any base_url) or `openai-compatible` (chat completions; text only)",
@@ -48,6 +50,7 @@ WORDS = {
     "probe_max_s": "The longest wait between two probes",
     "start_rate": "Jobs per second at the beginning of a recovery",
     "max_rate": "Jobs per second at most",
+    "max_jobs": "Jobs of AI tasks that may live at once: queued, running and held. Unset: any number",
     "double_s": "The pace doubles in so many seconds",
 }
 

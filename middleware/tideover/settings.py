@@ -301,6 +301,7 @@ TABLES: Mapping[Key, type[BaseModel]] = {
     ("breaker",): BreakerSettings,
     ("drain",): DrainSettings,
     ("worker",): WorkerSettings,
+    ("capacity",): CapacitySettings,
 }
 
 

@@ -155,11 +155,12 @@ class Steps:
 
     def last_look(self, backlog: Backlog) -> bool:
         """The job is gone. How it ended is told, and its result stored, within moments of that."""
+        if self._gone_since is None:  # its result may have come between our looks at the two
+            self._gone_since = clock.monotonic()
+            return False
         end = end_of(backlog, self.message)
         if end == "expired":
             raise JobExpired(self.message.message_id) from None
-        if self._gone_since is None:
-            self._gone_since = clock.monotonic()
         if clock.monotonic() - self._gone_since < SETTLING_S:
             return False
         why = "it stores no result, or its result has expired" if end in (None, "succeeded") else "see its story"
