@@ -20,7 +20,7 @@ from dramatiq.message import Message
 from tideover import clock, events
 from tideover.errors import CapacityReached, ConfigurationError, InvalidJob, StoreUnavailable, TideoverError
 from tideover.stamp import stamp_of
-from tideover.store.account import Acceptance, Ledger, NewJob, Room
+from tideover.store.account import UNLIMITED, Acceptance, Ledger, NewJob, Room
 from tideover.store.backlog import Backlog
 from tideover.store.client import store_errors
 from tideover.store.registry import Registry
@@ -30,8 +30,6 @@ from tideover.task import AITask, first_sending
 AT_ONCE = 250
 AT_ONCE_BYTES = 4_194_304
 """Jobs, and bytes, that one script accepts: more would block Redis for too long."""
-
-UNLIMITED = Room()
 
 FOLLOW_UP = "-"
 

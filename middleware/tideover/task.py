@@ -155,8 +155,9 @@ class AITask(dramatiq.Actor[P, R]):
             task's and tenant's own.
           **options: dramatiq's.
         """
-        check_label("tenant", tenant)
-        check_label("tag", tag)
+        if tenant != "" or tag != "":
+            check_label("tenant", tenant)
+            check_label("tag", tag)
         if criticality is not None and not is_criticality(criticality):
             raise TypeError(f"criticality must be one of {CRITICALITIES}, not {criticality!r}")
         known = criticality or self.criticality_for(args, kwargs or {})
@@ -171,7 +172,8 @@ class AITask(dramatiq.Actor[P, R]):
         message = super().message_with_options(args=args, kwargs=kwargs, **{STAMP: stamp}, **options)
         if idempotency_key is not None:
             message = message.copy(message_id=id_of(self.actor_name, tenant, idempotency_key))
-        return message if known is None else message.copy(queue_name=lane(self.queue_name, known))
+        where = message.queue_name if known is None else lane(self.queue_name, known)
+        return message if where == message.queue_name else message.copy(queue_name=where)
 
     def send_with_options(
         self, *, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, delay: Delay = None, **options: Any

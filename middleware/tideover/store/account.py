@@ -71,6 +71,13 @@ class NewJob:
     tenant: str = ""
     once: tuple[str, str] = ("", "")
 
+    def more(self, queue: str) -> str:
+        """What only few jobs have to say, as the script reads it."""
+        if not self.tenant and not self.once[0]:
+            return ""
+        key, digest = self.once
+        return "\t".join((self.tenant, key.replace("\t", " "), queue, digest))
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -91,8 +98,7 @@ class Acceptance:
 
 CODES = (Acceptance("accepted"), Acceptance("accepted"), Acceptance("taken"), Acceptance("full"), Acceptance("tenant_full"))
 
-ONCE_S = 172_800
-"""An idempotency key is remembered for a day at least: its hash lives for two."""
+UNLIMITED = Room()
 
 
 def first_of(noted: str) -> Acceptance:
@@ -108,14 +114,17 @@ class Ledger:
 
     def accept(self, queue: str, jobs: Sequence[NewJob], room: Room) -> list[Acceptance]:
         """Accepts new jobs of one list, as far as there is room; for each how that went."""
-        k, now = self.keys, datetime.fromtimestamp(clock.now(), UTC)
-        days = [k.once(at.strftime("%Y%m%d")) for at in (now, now - timedelta(days=1))]
-        keys = [k.msgs(queue), k.queue(queue), k.account, k.queues, k.tenants, *days]
-        limits = [-1 if limit is None else limit for limit in (room.jobs, room.jobs_per_tenant)]
-        args: list[Any] = [queue_of(queue), queue, *limits, ONCE_S]
+        k = self.keys
+        keys = [k.msgs(queue), k.queue(queue), k.account, k.queues]
+        limits = [str(-1 if limit is None else limit) for limit in (room.jobs, room.jobs_per_tenant)]
+        args: list[Any] = [queue_of(queue), "" if room == UNLIMITED else "\t".join(limits)]
         for job in jobs:
-            args += [job.redis_id, job.body, job.tenant, *job.once]
-        codes = self.scripts.run("accept-7", keys, args)
+            args += [job.redis_id, job.body, job.more(queue)]
+        if any(job.tenant or job.once[0] for job in jobs):
+            now = datetime.fromtimestamp(clock.now(), UTC)
+            days = (at.strftime("%Y%m%d") for at in (now, now - timedelta(days=1)))
+            keys += [k.tenants, *map(k.once, days)]
+        codes = self.scripts.run("accept-n", keys, args)
         return [CODES[int(code)] if isinstance(code, int) else first_of(text(code)) for code in codes]
 
     def hand_over(self, worker: str, old: tuple[str, str], new: tuple[str, str], body: bytes, job_id: str) -> bool:
