@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,9 @@ from tideover.store.client import store_errors
 from tideover.store.registry import Registry
 from tideover.store.stories import Line, Stories, told_by
 from tideover.task import AITask, first_sending
+
+if TYPE_CHECKING:
+    from tideover.settings import Settings
 
 AT_ONCE = 250
 AT_ONCE_BYTES = 4_194_304
@@ -90,13 +94,17 @@ class Sender:
         is_ai = message is not None and isinstance(self.broker.actors.get(message.actor_name), AITask)
         if is_ai:
             check_size(body)
+        room = room_of_settings() if is_ai and follows is None else UNLIMITED
+        plain = follows is None and room is UNLIMITED and "tenant" not in stamp and "once" not in stamp
+        if plain and sending.gathered is None and self.ledger.accept_plain(queue, redis_id, body).verdict == "accepted":
+            first_sending.queue = ""
+            return
         once = ("", "")
         if follows is not None:
             once = (f"{follows}>{redis_id}", FOLLOW_UP)
         elif "once" in stamp:
             once = (redis_id, stamp["once"])
         job = NewJob(redis_id=redis_id, body=body, tenant=stamp.get("tenant", ""), once=once)
-        room = room_of_settings() if is_ai and follows is None else UNLIMITED
         if sending.gathered is not None:
             sending.gathered.append(Parcel(queue, job, room))
         else:
@@ -159,10 +167,18 @@ class Sender:
             return error
 
 
-def room_of_settings() -> Room:
+@cache
+def reader() -> Callable[[], Settings]:
+    """`settings`, imported at the first send and not before: it takes as long as all the rest."""
     from tideover.settings import settings
 
-    capacity = settings().capacity
+    return settings
+
+
+def room_of_settings() -> Room:
+    capacity = reader()().capacity
+    if capacity.max_jobs is None and capacity.max_jobs_per_tenant is None:
+        return UNLIMITED
     return Room(capacity.max_jobs, capacity.max_jobs_per_tenant)
 
 
@@ -188,9 +204,7 @@ def renamed(job: NewJob) -> NewJob:
 
 def check_size(body: bytes) -> None:
     """Raises `InvalidJob` for a job that is too large to be held in Redis by the million."""
-    from tideover.settings import settings
-
-    most = settings().max_payload_bytes
+    most = reader()().max_payload_bytes
     if len(body) > most:
         raise InvalidJob(
             f"the job has {len(body):,} bytes; max_payload_bytes is {most:,}. "

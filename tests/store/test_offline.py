@@ -39,6 +39,7 @@ MEMBER = Member(GROUP, FACTS.member(GROUP.id))
 
 CALLS: dict[str, Callable[[Any], object]] = {
     "Ledger.accept": lambda port: port.accept("q", [NewJob(redis_id="r", body=b"")], Room()),
+    "Ledger.accept_plain": lambda port: port.accept_plain("default", "id", b"body"),
     "Ledger.hand_over": lambda port: port.hand_over("w", ("q", "r"), ("q", "s"), b"", "job"),
     "Ledger.adopt": lambda port: port.adopt("w", "q", ["r"]),
     "Ledger.settle": lambda port: port.settle("w", "q", "r", "job", "succeeded"),

@@ -112,6 +112,12 @@ class Ledger:
     def __init__(self, client: Client, keys: Keys) -> None:
         self.client, self.keys, self.scripts = client, keys, Scripts(client)
 
+    def accept_plain(self, queue: str, redis_id: str, body: bytes) -> Acceptance:
+        """Accepts a job with no tenant, no key and no limit: what most are."""
+        k = self.keys
+        keys = (k.msgs(queue), k.queue(queue), k.account, k.queues)
+        return CODES[self.scripts.run("accept-n", keys, (queue_of(queue), "", redis_id, body, ""))]
+
     def accept(self, queue: str, jobs: Sequence[NewJob], room: Room) -> list[Acceptance]:
         """Accepts new jobs of one list, as far as there is room; for each how that went."""
         k = self.keys
@@ -124,7 +130,8 @@ class Ledger:
             now = datetime.fromtimestamp(clock.now(), UTC)
             days = (at.strftime("%Y%m%d") for at in (now, now - timedelta(days=1)))
             keys += [k.tenants, *map(k.once, days)]
-        codes = self.scripts.run("accept-n", keys, args)
+        answer = self.scripts.run("accept-n", keys, args)
+        codes = answer if isinstance(answer, list) else [answer]
         return [CODES[int(code)] if isinstance(code, int) else first_of(text(code)) for code in codes]
 
     def hand_over(self, worker: str, old: tuple[str, str], new: tuple[str, str], body: bytes, job_id: str) -> bool:

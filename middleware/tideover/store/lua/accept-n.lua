@@ -4,17 +4,18 @@
 -- ARGV: queue name (without .DQ), most jobs of the namespace and of a tenant ('' no limits; else two numbers with a tab
 --       between, -1: no limit), then for each job: Redis id, body, more ('' nothing; else with tabs between: tenant, key under
 --       which it may be sent only once, what is remembered under that key)
--- Returns for each job 1 accepted; 0 this very job is there already; 2 another one has its id; 3 no room in the namespace; 4 no
--- room for its tenant; or what was remembered when it was sent before.
+-- Returns for each job (in a list, unless it is one job with nothing more to say) 1 accepted; 0 this very job is there
+-- already; 2 another one has its id; 3 no room in the namespace; 4 no room for its tenant; or what was remembered when it was
+-- sent before.
 -- Idempotent: a script repeated after a lost reply finds its bodies and changes nothing.
 if #ARGV == 5 and ARGV[2] == '' and ARGV[5] == '' then  -- one job with nothing more to say: what `send` does all day
   if redis.call('hsetnx', KEYS[1], ARGV[3], ARGV[4]) == 0 then
-    return {redis.call('hget', KEYS[1], ARGV[3]) == ARGV[4] and 0 or 2}
+    return redis.call('hget', KEYS[1], ARGV[3]) == ARGV[4] and 0 or 2
   end
   redis.call('rpush', KEYS[2], ARGV[3])
   redis.call('hincrby', KEYS[3], 'accepted', 1)
   redis.call('sadd', KEYS[4], ARGV[1])
-  return {1}
+  return 1
 end
 local most, most_of_tenant, alive, out, ids = -1, -1, 0, {}, {}
 if ARGV[2] ~= '' then
