@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import ConnectionClosed, DecodeError
@@ -36,6 +36,12 @@ RECLAIM_S = 10.0
 
 class QuietProxy(MessageProxy):
     """A message that shows no arguments when dramatiq logs it: they may be prompts."""
+
+    def __init__(self, message: Message[Any], note: Note) -> None:
+        super().__init__(message)
+        self.tideover_note = note
+        self.queue_name, self.actor_name = message.queue_name, message.actor_name  # MessageProxy looks them up each time
+        self.message_id, self.options = message.message_id, message.options
 
     def __str__(self) -> str:
         return f"{self.actor_name}, job {self.message_id}"
@@ -184,9 +190,7 @@ class GatedConsumer(Consumer):
         except (DecodeError, AttributeError, TypeError) as error:
             self.gate.hold_unreadable(self.queue, job, type(error).__name__)
             return None
-        proxy = QuietProxy(message)
-        note = note_of(proxy)
-        note.mark, note.body, note.fetched_at = job.mark, job.body, clock.monotonic()
+        proxy = QuietProxy(message, Note(mark=job.mark, body=job.body, fetched_at=clock.monotonic()))
         if self.delayed and isinstance(proxy.options.get("eta"), int):
             proxy.options["eta"] -= clock.skew_ms()
         if job.mark.held_ms:

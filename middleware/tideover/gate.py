@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import Broker, MessageProxy
@@ -16,19 +17,21 @@ from tideover import clock, events
 from tideover.attempt import note_of
 from tideover.core.admission import Expire, Hold, decide, needs_review, unless_one_runs
 from tideover.core.job import Criticality, End, Job, is_criticality
-from tideover.core.route import Permit
 from tideover.errors import JobExpired
 from tideover.stamp import STAMP, stamp_of, tenant_of
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog, Fetched
 from tideover.store.client import FAILED
 from tideover.store.facts import TICKS, HeldFacts, order_of
-from tideover.store.keys import wait_key_text
+from tideover.store.keys import breaker_keys_in, wait_key_text
 from tideover.store.stories import Line, Stories
 from tideover.task import RESULT_TTL_MS, AITask
 
 if TYPE_CHECKING:
     from tideover.health import Health
+
+STANDING_S = 0.05
+"""How long a verdict is good for other jobs of its kind, if no breaker moves."""
 
 
 def criticality_of(message: Any, task: AITask[Any, Any]) -> Criticality:
@@ -48,19 +51,13 @@ def unreadable_part(stamp: object) -> str:
     expires_ms = stamp.get("expires_ms")
     if expires_ms is not None and (type(expires_ms) is not int or not 0 <= expires_ms < 2**48):
         return "its expiry is no instant"
-    return next((f"its {name} is no text" for name in ("tenant", "tag") if not isinstance(stamp.get(name, ""), str)), "")
+    if not isinstance(stamp.get("tenant", ""), str):
+        return "its tenant is no text"
+    return "" if isinstance(stamp.get("tag", ""), str) else "its tag is no text"
 
 
 def told(verdict: Hold | Expire) -> str:
     return f"hold ({verdict.reason})" if isinstance(verdict, Hold) else "expire"
-
-
-def verdict_over_models(job: Job, health: Health, permit: Permit | None) -> Hold | Expire | None:
-    """The verdict over the models that the job's task calls; None: nothing is known that speaks against running."""
-    now = clock.now()
-    if job.expires_at is not None and now >= job.expires_at:
-        return Expire()
-    return unless_one_runs([decide(job, health.chain(job, model, {}), now=now, permit=permit) for model in job.models])
 
 
 class Gate:
@@ -77,6 +74,8 @@ class Gate:
         """Set when the grace is over: nobody waits for Redis any more."""
         self.closing = False
         """Set at the first SIGTERM: nothing more is fetched, and what was not begun goes back."""
+        self._standing: tuple[object, float, dict[object, Hold | None]] = (None, 0.0, {})
+        """Verdicts by kind of job: of which views of the breakers, until when (monotonic), and those asked for so far."""
         self.taken: dict[str, dict[str, MessageProxy]] = defaultdict(dict)
         """By queue: what this process has fetched and not yet parted with, over all consumers that dramatiq builds."""
 
@@ -113,11 +112,27 @@ class Gate:
     def _verdict(self, message: MessageProxy) -> Hold | Expire | None:
         if why := self.question(message):
             return needs_review(why)
-        job, task = self.job(message), self.broker.actors.get(message.actor_name)
-        verdict = None if job is None else verdict_over_models(job, self.health, note_of(message).mark.permit)
-        if isinstance(verdict, Expire) and isinstance(task, AITask) and task.on_expiry == "degrade":
-            return None  # the task's edge makes the degraded answer, and no call
-        return verdict
+        task = self.broker.actors.get(message.actor_name)
+        if not isinstance(task, AITask):
+            return None
+        expires_ms = stamp_of(message).get("expires_ms")
+        if expires_ms is not None and clock.now_ms() >= expires_ms:
+            return None if task.on_expiry == "degrade" else Expire()  # the task's edge makes that answer, and no call
+        views, until, known = self._standing
+        if views is not self.health.views or clock.monotonic() > until:
+            views, until, known = self._standing = self.health.views, clock.monotonic() + STANDING_S, {}
+        alike = message.actor_name, criticality_of(message, task), note_of(message).mark.permit
+        if alike not in known:
+            known[alike] = self.hold_for_its_kind(message)
+        return known[alike]
+
+    def hold_for_its_kind(self, message: MessageProxy) -> Hold | None:
+        """What speaks against running jobs of this task, criticality and permit just now: a hold, over the models it calls."""
+        asked = self.job(message)
+        if asked is None:
+            return None
+        job, now, permit = replace(asked, expires_at=None), clock.now(), note_of(message).mark.permit
+        return unless_one_runs([decide(job, self.health.chain(job, model, {}), now=now, permit=permit) for model in job.models])
 
     def question(self, message: MessageProxy) -> str:
         """Why a human must look at a job before it may run; empty: nobody must."""
@@ -138,11 +153,12 @@ class Gate:
         most = self.health.settings.max_holds
         often = needs_review(f"it was held {most:,} times before (max_holds)")
         held = [(message, often if note_of(message).mark.holds >= most else verdict) for message, verdict in held]
-        facts = [self._facts(queue, message, verdict, nth) for nth, (message, verdict) in enumerate(held)]
+        held_ms = clock.now_ms()
+        facts = [self._facts(queue, message, verdict, held_ms, nth) for nth, (message, verdict) in enumerate(held)]
         ours = self.backlog.hold(self.worker, queue, facts)
         done = [fact for fact, ok in zip(facts, ours, strict=True) if ok]
-        for (reason, wait_key), n in Counter((fact.reason, fact.breaker_keys) for fact in done).items():
-            events.jobs_held(queue, n, reason, wait_key)
+        for (reason, wait_key), n in Counter((fact.reason, fact.wait_key) for fact in done).items():
+            events.jobs_held(queue, n, reason, breaker_keys_in(wait_key))
         for fact in done:
             if fact.reason == "review":
                 events.job_needs_review(fact.job_id, fact.task, fact.detail)
@@ -167,6 +183,7 @@ class Gate:
             order=now_ms * TICKS,
             holds=job.mark.holds + 1,
             held_before_ms=job.mark.held_ms,
+            deaths=job.mark.deaths,
             detail=f"its message cannot be decoded ({error})",
         )
         if all(self.backlog.hold(self.worker, queue, [facts])):
@@ -231,9 +248,11 @@ class Gate:
         except FAILED as error:
             events.store_unavailable("telling stories of jobs", type(error).__name__)
 
-    def _facts(self, queue: str, message: MessageProxy, verdict: Hold, nth: int) -> HeldFacts:
-        note, held_ms = note_of(message), clock.now_ms()
-        stamp = {} if unreadable_part(message.options.get(STAMP, {})) else stamp_of(message)
+    def _facts(self, queue: str, message: MessageProxy, verdict: Hold, held_ms: int, nth: int) -> HeldFacts:
+        """`held_ms`: now. `nth`: of those held in one go."""
+        note, stamp = note_of(message), stamp_of(message)
+        if verdict.reason == "review" and unreadable_part(stamp):
+            stamp = {}
         task, expires_ms = self.broker.actors.get(message.actor_name), stamp.get("expires_ms")
         by = order_of(
             held_ms=held_ms,
@@ -259,6 +278,7 @@ class Gate:
             tag=stamp.get("tag", ""),
             holds=note.mark.holds + 1,
             held_before_ms=note.mark.held_ms,
+            deaths=note.mark.deaths,
             detail=verdict.detail or (note.attempt.detail if note.attempt else ""),
         )
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import doctest
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +18,7 @@ from tideover.store.facts import (
     FIELD,
     FIXED,
     GROUP,
-    HEAD,
+    MOST_DEATHS,
     MOST_HOLDS,
     MOST_MS,
     ORDER,
@@ -31,7 +30,7 @@ from tideover.store.facts import (
     HeldFacts,
     Member,
     breaker_keys_of,
-    group_id,
+    encoded,
     order_of,
     packed_id,
     text_id,
@@ -76,6 +75,7 @@ def held_facts(draw: st.DrawFn) -> HeldFacts:
         tag=facet.tag,
         holds=draw(st.integers(0, MOST_HOLDS)),
         held_before_ms=draw(MS),
+        deaths=draw(st.integers(0, MOST_DEATHS)),
         detail=draw(st.just("") | st.text(max_size=200)),
     )
 
@@ -83,7 +83,7 @@ def held_facts(draw: st.DrawFn) -> HeldFacts:
 def through_redis(facts: HeldFacts, facet: Facet) -> HeldFacts:
     """As the store writes it and reads it again."""
     packed = packed_id(facts.redis_id)
-    raw = facts.member(group_id(facet))[:HEAD] + facts.encode(facet)
+    raw = facts.packed(facet)[1]
     return HeldFacts.decode(facts.queue, packed, raw, Facet.decode(facet.encode()))
 
 
@@ -161,16 +161,18 @@ def test_facts_of_a_shared_group_come_back_as_they_were(facts: HeldFacts, times:
 
 
 def test_most_facts_are_small() -> None:
-    """A job of a UUID with nothing special about it: 42 bytes beside the 28 of its member, whatever its task is called."""
+    """A job of a UUID with nothing special about it: 43 bytes beside the 28 of its member, whatever its task is called."""
     facts = plain(task="a task with a long name", tenant="acme", tag="mail")
-    assert FIXED == HEAD + len(facts.encode(facts.facet)) == 42
-    assert 28 == len(facts.member(group_id(facts.facet)))
+    member, packed = facts.packed(facts.facet)
+    assert (28, 43, FIXED) == (len(member), len(packed), len(packed))
 
 
 def test_what_does_not_fit_is_cut_and_not_refused() -> None:
     """A stranger's odd clock, or the hundred-thousandth hold, must not keep a job from being held."""
-    odd = plain(held_ms=-5, sent_ms=2**60, expires_ms=2**60, held_before_ms=2**60, holds=10**6)
-    expected = replace(odd, held_ms=0, sent_ms=MOST_MS, expires_ms=MOST_MS, held_before_ms=MOST_MS, holds=MOST_HOLDS)
+    odd = plain(held_ms=-5, sent_ms=2**60, expires_ms=2**60, held_before_ms=2**60, holds=10**6, deaths=10**6)
+    expected = odd._replace(
+        held_ms=0, sent_ms=MOST_MS, expires_ms=MOST_MS, held_before_ms=MOST_MS, holds=MOST_HOLDS, deaths=MOST_DEATHS
+    )
     assert expected == through_redis(odd, odd.facet)
 
 
@@ -194,9 +196,9 @@ def test_no_text_breaks_a_facet(facet: Facet) -> None:
 @given(st.lists(FACETS, unique=True, min_size=2, max_size=2))
 def test_two_facets_have_two_ids_and_one_has_one(two: list[Facet]) -> None:
     """In all processes: it is made of the facet alone."""
-    assert group_id(two[0]) != group_id(two[1])
-    assert GROUP == len(group_id(two[0]))
-    assert group_id(two[0]) == group_id(Facet(*two[0]))
+    assert encoded(two[0])[0] != encoded(two[1])[0]
+    assert GROUP == len(encoded(two[0])[0])
+    assert encoded(two[0])[0] == encoded(Facet(*two[0]))[0]
 
 
 @given(FACETS)
@@ -220,7 +222,7 @@ def test_any_number_of_labels_share_few_groups(form: str) -> None:
 def test_groups_tell_the_breakers_that_are_waited_for() -> None:
     """Each once; who needs review waits for none."""
     facets = [Facet(key, "t", "deferrable", "outage") for key in ("a/m|b/m", "b/m", "")]
-    groups = [Group("default", group_id(facet), facet, 1) for facet in facets]
+    groups = [Group("default", encoded(facet)[0], facet, 1) for facet in facets]
     assert {"a/m", "b/m"} == breaker_keys_of(groups)
     assert () == facets[-1].breaker_keys
 
@@ -233,8 +235,8 @@ def test_members_of_a_group_lie_in_their_order(one: HeldFacts, other: HeldFacts)
     """Compared as bytes, which is how Redis sorts them; the order first, then the id."""
     group = b"6bytes"
     first, second = (
-        Member(Group("q", group, one.facet, 1), one.member(group)),
-        Member(Group("q", group, one.facet, 1), other.member(group)),
+        Member(Group("q", group, one.facet, 1), group + one.place),
+        Member(Group("q", group, one.facet, 1), group + other.place),
     )
     assert (one.order, packed_id(one.redis_id)) == (first.order, first.key[ORDER:])
     expected = (one.order, packed_id(one.redis_id)) < (other.order, packed_id(other.redis_id))
@@ -274,7 +276,7 @@ def test_every_order_fits(held_ms: int, before_ms: int, expires_ms: int | None, 
     """Whatever the clocks say, a job can be held."""
     order = order_of(held_ms=held_ms, held_before_ms=before_ms, expires_ms=expires_ms, max_wait_s=max_wait_s, nth=nth)
     assert 0 <= order <= MOST_MS
-    assert order == Member(Group("q", b"6bytes", plain().facet, 1), plain(order=order).member(b"6bytes")).order
+    assert order == Member(Group("q", b"6bytes", plain().facet, 1), b"6bytes" + plain(order=order).place).order
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

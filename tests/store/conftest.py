@@ -17,7 +17,7 @@ from tideover.core.route import Permit
 from tideover.store.account import Acceptance, Ledger, NewJob, Room
 from tideover.store.backlog import Backlog, Pace
 from tideover.store.breakers import Breakers
-from tideover.store.facts import Group, HeldFacts, Member, group_id, order_of
+from tideover.store.facts import Group, HeldFacts, Member, encoded, order_of
 from tideover.store.keys import Keys
 from tideover.store.registry import Registry
 from tideover.store.stories import Stories
@@ -167,6 +167,6 @@ class PoorHash:
 def few_group_ids(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Groups of different facets often have one id, which takes luck otherwise: it has 48 bits."""
     monkeypatch.setattr("tideover.store.facts.blake2b", PoorHash)
-    group_id.cache_clear()
+    encoded.cache_clear()
     yield
-    group_id.cache_clear()
+    encoded.cache_clear()

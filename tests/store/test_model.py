@@ -31,7 +31,7 @@ from tideover.core.route import Mark, Permit
 from tideover.store.account import Acceptance, Account, Ledger, NewJob, QueueCount, Room
 from tideover.store.backlog import MOST_GROUPS, Backlog, Pace
 from tideover.store.breakers import Breakers
-from tideover.store.facts import HEAD, TICKS, Facet, Group, HeldFacts, group_id, order_of, packed_id
+from tideover.store.facts import HEAD, TICKS, Facet, Group, HeldFacts, encoded, order_of, packed_id
 from tideover.store.keys import Keys, wait_key_text
 from tideover.store.registry import Registry
 
@@ -66,9 +66,9 @@ def entered(facets: Iterable[Facet], known: dict[bytes, Facet], most: int) -> di
     while True:
         there, refused = dict(known), set()
         for facet in dict.fromkeys(asked.values()):
-            new = group_id(facet) not in there
-            there.setdefault(group_id(facet), facet)
-            if there[group_id(facet)] != facet or (new and len(there) > most):
+            new = encoded(facet)[0] not in there
+            there.setdefault(encoded(facet)[0], facet)
+            if there[encoded(facet)[0]] != facet or (new and len(there) > most):
                 refused.add(facet)
         if not refused:
             return asked
@@ -232,11 +232,11 @@ class Model:
 
     def groups(self, queue: str) -> set[Group]:
         numbers = Counter(facet for facet, _ in self.held[queue].values())
-        return {Group(queue, group_id(facet), facet, n) for facet, n in numbers.items()}
+        return {Group(queue, encoded(facet)[0], facet, n) for facet, n in numbers.items()}
 
     def members(self, queue: str) -> dict[bytes, HeldFacts]:
         """In the order in which they go."""
-        members = {facts.member(group_id(facet)): facts for facet, facts in self.held[queue].values()}
+        members = {facts.packed(facet)[0]: facts for facet, facts in self.held[queue].values()}
         return {raw: members[raw] for raw in sorted(members, key=lambda raw: (members[raw].order, raw[HEAD:]))}
 
     def release(self, queue: str, members: Sequence[bytes], permit: Permit, pace: Pace | None) -> tuple[list[HeldFacts], int]:
@@ -257,8 +257,8 @@ class Model:
                 gone.append(held.pop(raw))
         for facts in gone:
             del self.held[queue][facts.redis_id]
-            holds = 0 if pace is None else facts.holds
-            self.marks[queue][facts.redis_id] = Mark(permit, holds, facts.held_before_ms)
+            holds, deaths = (0, 0) if pace is None else (facts.holds, facts.deaths)
+            self.marks[queue][facts.redis_id] = Mark(permit, holds, facts.held_before_ms, deaths)
         ids = [facts.redis_id for facts in gone]
         self.lists[queue] = [*ids, *self.lists[queue]] if pace is None else [*self.lists[queue], *ids]
         self.counters["releases"] += len(gone)
@@ -336,9 +336,7 @@ class Model:
         held = self.held[queue].values()
         return {
             k.held(queue): dict.fromkeys(self.members(queue), 0.0),
-            k.facts(queue): {
-                packed_id(facts.redis_id): facts.member(group_id(facet))[:HEAD] + facts.encode(facet) for facet, facts in held
-            },
+            k.facts(queue): {packed_id(facts.redis_id): facts.packed(facet)[1] for facet, facts in held},
             k.groups(queue): {group.id: group.facet.encode() for group in self.groups(queue)},
             k.counts(queue): {group.id: group.n for group in self.groups(queue)},
         }
@@ -587,6 +585,7 @@ class StoreAndModel(RuleBasedStateMachine):
             reason="outage" if wait_key else "review", generation=nth, held_ms=FAR_MS, sent_ms=0, expires_ms=expires_ms,
             order=order_of(**age, max_wait_s=MAX_WAIT_S, nth=nth), tenant=self.tenants[i], tag=tag, detail=detail,
             holds=self.model.mark(lane, i).holds + 1, held_before_ms=self.model.mark(lane, i).held_ms + before_ms,
+            deaths=self.model.mark(lane, i).deaths,
         )  # fmt: skip
 
     @precondition(lambda self: self.in_hand())

@@ -35,7 +35,7 @@ FACTS = HeldFacts(
     held_ms=1, sent_ms=1, expires_ms=None, order=1,
 )  # fmt: skip
 GROUP = Group("q", b"6bytes", Facet("a/m", "t", "deferrable", "outage"), 1)
-MEMBER = Member(GROUP, FACTS.member(GROUP.id))
+MEMBER = Member(GROUP, GROUP.id + FACTS.place)
 
 CALLS: dict[str, Callable[[Any], object]] = {
     "Ledger.accept": lambda port: port.accept("q", [NewJob(redis_id="r", body=b"")], Room()),

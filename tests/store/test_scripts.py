@@ -389,6 +389,15 @@ def test_a_death_leaves_the_rest_of_a_mark_alone(house: House) -> None:
     assert (Permit("a/m", 3), 2) == (after.mark.permit, after.mark.holds)
 
 
+def test_a_hold_forgets_no_death(house: House) -> None:
+    """Else a job that kills each worker that runs it would be safe from review, if it is held now and then."""
+    house.holding(2, deaths=2)
+    assert ["r0"] == house.release(burst=1.0, rate=1.0)
+    house.release_by_hand("r1")
+    jobs, _ = house.backlog.fetch("w1", "default", 2)
+    assert {"r0": 2, "r1": 0} == {job.redis_id: job.mark.deaths for job in jobs}, "a human who releases a job begins anew"
+
+
 def test_marks_go_along_with_a_retry(house: House) -> None:
     """How often and how long it was held, and deaths; not the permit, nor who began the attempt that is over."""
     house.holding(1, holds=2)
@@ -566,7 +575,7 @@ def test_an_operator_releases_whom_he_names(house: House) -> None:
     """Only jobs that are held here, at the head of the queue in his order, once."""
     house.holding(3)
     house.accept("later")
-    members = {i: house.facts(i).member(house.groups()[0].id) for i in ("r1", "nobody", "later", "r2")}
+    members = {i: house.groups()[0].id + house.facts(i).place for i in ("r1", "nobody", "later", "r2")}
     released, looked_at = house.backlog.release("default", list(members.values()), BY_HAND)
     assert (["r1", "r2"], 4) == ([fact.redis_id for fact in released], looked_at)
     assert ([], 1) == house.backlog.release("default", [members["r1"]], BY_HAND)

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tideover.core.route import Mark, Permit
 from tideover.store.client import Client, Scripts, starting, text
-from tideover.store.facts import FIXED, GROUP, HEAD, Facet, Group, HeldFacts, Member, group_id, packed_id, text_id
+from tideover.store.facts import FIXED, GROUP, HEAD, Facet, Group, HeldFacts, Member, encoded, packed_id, text_id
 from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
 from tideover.store.walk import AT_ONCE, MOST_READ, Place, Walk, bounds
 
@@ -25,8 +25,7 @@ GLOB = re.compile(rb"([*?\[\]\\^-])")
 Whereabouts = Literal["queued", "running", "held"]
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(NamedTuple):
     redis_id: str
     body: bytes
     mark: Mark
@@ -57,12 +56,13 @@ class Backlog:
         k = self.keys
         keys = [k.queue(queue), k.msgs(queue), k.acks(worker, queue), k.heartbeats, k.marks(queue), k.queues]
         ids, bodies, marks = self.scripts.run("fetch-6", keys, [min(n, PAGE), worker, queue_of(queue)])
+        marked = {int(i): Mark.parse(text(mark)) for i, mark in zip(marks[::2], marks[1::2], strict=True)}
         jobs, missing = [], []
-        for redis_id, body, mark in zip(ids, bodies, marks, strict=True):
+        for i, (redis_id, body) in enumerate(zip(ids, bodies, strict=True)):
             if body is None:
                 missing.append(text(redis_id))
             else:
-                jobs.append(Fetched(text(redis_id), body, Mark.parse(text(mark)) if mark else NO_MARK))
+                jobs.append(Fetched(text(redis_id), body, marked.get(i, NO_MARK)))
         if missing:
             self.client.srem(k.acks(worker, queue), *missing)
             self.client.hdel(k.marks(queue), *missing)
@@ -73,15 +73,16 @@ class Backlog:
         k, most = self.keys, MOST_GROUPS
         keys = [k.acks(worker, queue), k.held(queue), k.facts(queue), k.marks(queue), k.groups(queue), k.counts(queue)]
         facets = [job.facet for job in jobs]
+        aliases = [part for job in jobs if job.job_id != job.redis_id for part in (job.job_id, job.redis_id)]
         while True:
             groups = list(dict.fromkeys(facets))
-            entered: list[Any] = [queue, most, len(groups), *(part for f in groups for part in (group_id(f), f.encode()))]
+            args: list[Any] = [queue, most, len(groups), len(jobs), *(part for facet in groups for part in encoded(facet))]
             for job, facet in zip(jobs, facets, strict=True):
-                alias = "" if job.job_id == job.redis_id else job.job_id
-                entered += [job.redis_id, job.member(group_id(facet)), job.encode(facet), alias]
-            answer = self.scripts.run("hold-8", [*keys, k.places, k.counters], entered)
-            if answer[0] != b"refused":
-                return [bool(code) for code in answer]
+                args += job.redis_id, *job.packed(facet)
+            answer = self.scripts.run("hold-8", [*keys, k.places, k.counters], [*args, *aliases])
+            if not answer or answer[0] != b"refused":
+                gone = set(answer)
+                return [i not in gone for i in range(len(jobs))]
             refused = {groups[int(i)] for i in answer[1:]}
             most *= 2  # for the groups that are shared
             facets = [facet.bucketed() if facet in refused else facet for facet in facets]
@@ -246,7 +247,7 @@ class Backlog:
 
     def ahead(self, facts: HeldFacts, groups: Sequence[Group]) -> int:
         """How many held jobs of these groups of its queue go before this one."""
-        place, n = facts.member(b""), 0
+        place, n = facts.place, 0
         for start in range(0, len(groups), AT_ONCE):
             asked = [group.id for group in groups[start : start + AT_ONCE]]
             n += int(self.scripts.run("ahead-1", [self.keys.held(facts.queue)], [place, *asked]))

@@ -10,16 +10,17 @@ same: `min(expiry, time it was first held + longest wait)`.
 |---|---|
 | group id, order (1/64 ms) | 6, 6 |
 | held since, expires (0: never), sent, held before that: ms | 6, 6, 6, 6 |
-| times held, generation | 2, 4 |
+| times held, generation, workers that died with it | 2, 4, 1 |
 | JSON of what few jobs have: another job id, a detail, a tenant or tag that its group does not tell | any |
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -27,20 +28,22 @@ from uuid import UUID
 
 from tideover.core.admission import Reason
 from tideover.core.job import Criticality
-from tideover.store.keys import WAIT_KEY_JOIN
+from tideover.store.keys import breaker_keys_in
 
 TICKS = 64
 """Ticks of the order in a millisecond, so that jobs held at one moment keep the order in which they came."""
 
 GROUP, ORDER = 6, 6
 HEAD = GROUP + ORDER
-FIXED = HEAD + 4 * 6 + 2 + 4
+FIXED = HEAD + 4 * 6 + 2 + 4 + 1
 UUID_BYTES = 16
+UUID_TEXT = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+COUNTS = struct.Struct(">HIB")
 FIELD = "\x1f"
 SHARED = "~"
 """The first character of what stands for many tenants or tags."""
 BUCKETS = 64
-MOST_HOLDS = 0xFFFF
+MOST_HOLDS, MOST_DEATHS = 0xFFFF, 0xFF
 MOST_MS = 2**48 - 1
 
 
@@ -67,7 +70,7 @@ class Facet(NamedTuple):
 
     @property
     def breaker_keys(self) -> tuple[str, ...]:
-        return tuple(self.wait_key.split(WAIT_KEY_JOIN)) if self.wait_key else ()
+        return breaker_keys_in(self.wait_key)
 
     def bucketed(self) -> Facet:
         """The facet to use when there are too many groups, or when another has its id: tenants share buckets, tags one."""
@@ -81,8 +84,10 @@ def bucket(value: str) -> str:
 
 
 @lru_cache(maxsize=16_384)
-def group_id(facet: Facet) -> bytes:
-    return blake2b(facet.encode(), digest_size=GROUP).digest()
+def encoded(facet: Facet) -> tuple[bytes, bytes]:
+    """The id of a facet's group, and the facet as it is stored."""
+    raw = facet.encode()
+    return blake2b(raw, digest_size=GROUP).digest(), raw
 
 
 def packed_id(redis_id: str) -> bytes:
@@ -91,13 +96,8 @@ def packed_id(redis_id: str) -> bytes:
     >>> text_id(packed_id("x")), len(packed_id("6f9619ff-8b86-4d01-b42d-00cf4fc964ff"))
     ('x', 16)
     """
-    if len(redis_id) == 36:
-        try:
-            made = UUID(redis_id)
-        except ValueError:
-            return redis_id.encode()
-        if str(made) == redis_id:
-            return made.bytes
+    if UUID_TEXT.fullmatch(redis_id):
+        return bytes.fromhex(redis_id.replace("-", ""))
     return redis_id.encode().ljust(UUID_BYTES + 1, b"\0")
 
 
@@ -105,8 +105,7 @@ def text_id(packed: bytes) -> str:
     return str(UUID(bytes=packed)) if len(packed) == UUID_BYTES else packed.rstrip(b"\0").decode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldFacts:
+class HeldFacts(NamedTuple):
     """A held job. Instants in unix milliseconds; `holds` counts this one, too; `held_before_ms` is the sum of the earlier ones.
 
     `order` (1/64 ms) says when it goes: the lowest first.
@@ -128,11 +127,12 @@ class HeldFacts:
     tag: str = ""
     holds: int = 1
     held_before_ms: int = 0
+    deaths: int = 0
     detail: str = ""
 
     @property
     def breaker_keys(self) -> tuple[str, ...]:
-        return self.facet.breaker_keys
+        return breaker_keys_in(self.wait_key)
 
     @property
     def facet(self) -> Facet:
@@ -143,11 +143,13 @@ class HeldFacts:
         """Its expiry, or the longest it is to wait: what it is ordered by."""
         return self.order // TICKS
 
-    def member(self, group: bytes) -> bytes:
-        return group + self.order.to_bytes(ORDER) + packed_id(self.redis_id)
+    @property
+    def place(self) -> bytes:
+        """Its place within its group."""
+        return self.order.to_bytes(ORDER) + packed_id(self.redis_id)
 
-    def encode(self, facet: Facet) -> bytes:
-        """The packed facts behind group id and order, for a member of a group with this facet."""
+    def packed(self, facet: Facet) -> tuple[bytes, bytes]:
+        """Its member of the index, and its packed facts, in the group of this facet."""
         rest: dict[str, str] = {}
         if self.job_id != self.redis_id:
             rest["job_id"] = self.job_id
@@ -156,20 +158,18 @@ class HeldFacts:
         if facet.salt:
             rest |= {"tenant": self.tenant, "tag": self.tag}
         tail = json.dumps(rest, separators=(",", ":")).encode() if rest else b""
-        return (
-            b"".join(
-                min(max(n, 0), MOST_MS).to_bytes(6)
-                for n in (self.held_ms, self.expires_ms or 0, self.sent_ms, self.held_before_ms)
-            )
-            + struct.pack(">HI", min(self.holds, MOST_HOLDS), self.generation)
-            + tail
-        )
+        instants = 0
+        for ms in (self.held_ms, self.expires_ms or 0, self.sent_ms, self.held_before_ms):
+            instants = instants << 48 | min(max(ms, 0), MOST_MS)
+        counts = COUNTS.pack(min(self.holds, MOST_HOLDS), self.generation, min(self.deaths, MOST_DEATHS))
+        group, place = encoded(facet)[0], self.place
+        return group + place, group + place[:ORDER] + instants.to_bytes(24) + counts + tail
 
     @classmethod
     def decode(cls, queue: str, packed: bytes, raw: bytes, facet: Facet) -> HeldFacts:
         """From the packed Redis id, the packed facts and the facet of its group."""
         held_ms, expires_ms, sent_ms, before_ms = (int.from_bytes(raw[at : at + 6]) for at in (12, 18, 24, 30))
-        holds, generation = struct.unpack_from(">HI", raw, 36)
+        holds, generation, deaths = COUNTS.unpack_from(raw, 36)
         redis_id = text_id(packed)
         facts = cls(
             redis_id=redis_id,
@@ -188,9 +188,10 @@ class HeldFacts:
             tag=facet.tag,
             holds=holds,
             held_before_ms=before_ms,
+            deaths=deaths,
         )
         rest: dict[str, Any] = json.loads(raw[FIXED:]) if len(raw) > FIXED else {}
-        return replace(facts, **rest) if rest else facts
+        return facts._replace(**rest) if rest else facts
 
 
 def order_of(*, held_ms: int, held_before_ms: int, expires_ms: int | None, max_wait_s: float, nth: int) -> int:

@@ -79,6 +79,11 @@ def wait_key_text(wait_key: Sequence[str]) -> str:
     return WAIT_KEY_JOIN.join(sorted(wait_key))
 
 
+def breaker_keys_in(wait_key: str) -> tuple[str, ...]:
+    """What `wait_key_text` joined."""
+    return tuple(wait_key.split(WAIT_KEY_JOIN)) if wait_key else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """The keys of one namespace."""

@@ -1,42 +1,56 @@
 -- Holds fetched jobs: the acknowledgement itself moves their ids to the held set, so no instant lies between.
 -- KEYS: the worker's acks (set), held (zset), facts (hash), marks (hash), groups (hash), counts (hash), places (hash),
 --       counters (hash)
--- ARGV: queue name, most groups, number of groups, then for each of these: group id, facet;
---       then for each job: Redis id, member, packed facts, job id where it is another than the Redis id ('' else)
--- Returns for each job 1 held, 0 it is not this worker's any more; or, having changed nothing, 'refused' and the numbers of the
--- groups that cannot be entered: there are too many, or another facet has this group id.
+-- ARGV: queue name, most groups, number of groups, number of jobs; then for each group: group id, facet; then for each job:
+--       Redis id, member, packed facts; then for each job whose id is another than its Redis id: job id, Redis id
+-- Returns the numbers of the jobs that are not this worker's any more; or, having changed nothing, 'refused' and the
+-- numbers of the groups that cannot be entered: there are too many, or another facet has this group id.
 -- Idempotent: SREM is the fence. Bodies stay where they are. It takes away first, because a full Redis then lets it write.
-local refused, fresh, entered, last = {}, {}, {}, 3 + 2 * ARGV[3]
-for i = 4, last, 2 do
-  local facet = entered[ARGV[i]] or redis.call('hget', KEYS[5], ARGV[i])
-  if not facet then fresh[#fresh + 1] = i end
-  entered[ARGV[i]] = facet or ARGV[i + 1]
-  if facet and facet ~= ARGV[i + 1] or not facet and redis.call('hlen', KEYS[5]) + #fresh > tonumber(ARGV[2]) then
-    refused[#refused + 1] = (i - 4) / 2
+local n_groups, n = tonumber(ARGV[3]), tonumber(ARGV[4])
+local names, facets = {}, {}
+for i = 1, n_groups do names[i], facets[i] = ARGV[3 + 2 * i], ARGV[4 + 2 * i] end
+local known, refused, fresh, room = redis.call('hmget', KEYS[5], unpack(names)), {}, {}, nil
+for i = 1, n_groups do
+  local facet = known[i] or fresh[names[i]]
+  if not facet then
+    room = (room or tonumber(ARGV[2]) - redis.call('hlen', KEYS[5])) - 1
+    facet, fresh[names[i]] = room >= 0 and facets[i], facets[i]
   end
+  if facet ~= facets[i] then refused[#refused + 1] = i - 1 end
 end
 if #refused > 0 then return {'refused', unpack(refused)} end
-local ids = {}
-for i = last + 1, #ARGV, 4 do ids[#ids + 1] = ARGV[i] end
-local ours = redis.call('smismember', KEYS[1], unpack(ids))
-if redis.call('srem', KEYS[1], unpack(ids)) == 0 then return ours end
+local first, ids = 4 + 2 * n_groups, {}
+for j = 1, n do ids[j] = ARGV[first + 3 * j - 2] end
+local ours, gone = redis.call('smismember', KEYS[1], unpack(ids)), {}
+for j = 1, n do if ours[j] == 0 then gone[#gone + 1] = j - 1 end end
+if #gone == n then return gone end
+redis.call('srem', KEYS[1], unpack(ids))
 local members, facts, marked, gained, done = {}, {}, {}, {}, {}
-for j = 1, #ids do
-  local at = last + 4 * j - 3
-  local member = ARGV[at + 1]
-  if ours[j] == 1 and not done[ids[j]] then
-    done[ids[j]] = true
-    members[#members + 1], members[#members + 2] = 0, member
-    facts[#facts + 1], facts[#facts + 2] = member:sub(13), member:sub(1, 12) .. ARGV[at + 2]
-    marked[#marked + 1] = ids[j]
-    gained[member:sub(1, 6)] = (gained[member:sub(1, 6)] or 0) + 1
-    if ARGV[at + 3] ~= '' then redis.call('hset', KEYS[7], ARGV[at + 3], ARGV[1] .. '\t' .. ids[j]) end
+for j = 1, n do
+  local id = ids[j]
+  if ours[j] == 1 and not done[id] then
+    local member, at = ARGV[first + 3 * j - 1], #members
+    local group = member:sub(1, 6)
+    done[id], marked[#marked + 1], gained[group] = true, id, (gained[group] or 0) + 1
+    members[at + 1], members[at + 2] = 0, member
+    facts[at + 1], facts[at + 2] = member:sub(13), ARGV[first + 3 * j]
   end
 end
 redis.call('zadd', KEYS[2], unpack(members))
 redis.call('hset', KEYS[3], unpack(facts))
 redis.call('hdel', KEYS[4], unpack(marked))
-for _, i in ipairs(fresh) do if gained[ARGV[i]] then redis.call('hset', KEYS[5], ARGV[i], ARGV[i + 1]) end end
-for group, more in pairs(gained) do redis.call('hincrby', KEYS[6], group, more) end
+local sizes, grown, entered = redis.call('hmget', KEYS[6], unpack(names)), {}, {}
+for i = 1, n_groups do
+  local name = names[i]
+  if gained[name] then
+    grown[#grown + 1], grown[#grown + 2] = name, tonumber(sizes[i] or '0') + gained[name]
+    if fresh[name] then entered[#entered + 1], entered[#entered + 2] = name, facets[i] end
+  end
+end
+redis.call('hset', KEYS[6], unpack(grown))
+if #entered > 0 then redis.call('hset', KEYS[5], unpack(entered)) end
+for i = first + 3 * n + 1, #ARGV, 2 do
+  if done[ARGV[i + 1]] then redis.call('hset', KEYS[7], ARGV[i], ARGV[1] .. '\t' .. ARGV[i + 1]) end
+end
 redis.call('hincrby', KEYS[8], 'holds', #marked)
-return ours
+return gone

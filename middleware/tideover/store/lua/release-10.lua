@@ -40,15 +40,16 @@ end
 local facts, lost, out, go, marks = redis.call('hmget', KEYS[2], unpack(ids)), {}, {}, {}, {}
 redis.call('hdel', KEYS[2], unpack(ids))
 for j = 1, #members do
-  local group, redis_id, known = members[j]:sub(1, 6), text(ids[j]), facts[j] or members[j]:sub(1, 12) .. string.rep('\0', 30)
+  local group, redis_id, known = members[j]:sub(1, 6), text(ids[j]), facts[j] or members[j]:sub(1, 12) .. string.rep('\0', 31)
   lost[group] = (lost[group] or 0) + 1
   out[j] = string.char(math.floor(#ids[j] / 256), #ids[j] % 256) .. ids[j] .. known
   if redis.call('hexists', KEYS[7], redis_id) == 1 then
     local held_ms, before_ms = number(known, 13, 18), number(known, 31, 36)
-    local holds = at_once and 0 or number(known, 37, 38)
+    local holds, deaths = 0, 0  -- a human who releases at once begins the count anew
+    if not at_once then holds, deaths = number(known, 37, 38), number(known, 43, 43) end
     local total_ms = before_ms + math.max(0, math.floor(now * 1000) - held_ms)
     go[#go + 1], marks[#marks + 1] = redis_id, redis_id
-    marks[#marks + 1] = string.format('%s\t%d\t%.0f\t0\t', ARGV[1], holds, total_ms)
+    marks[#marks + 1] = string.format('%s\t%d\t%.0f\t%d\t', ARGV[1], holds, total_ms, deaths)
   end
 end
 for group, fewer in pairs(lost) do
