@@ -158,12 +158,14 @@ class HeldFacts(NamedTuple):
         if facet.salt:
             rest |= {"tenant": self.tenant, "tag": self.tag}
         tail = json.dumps(rest, separators=(",", ":")).encode() if rest else b""
-        instants = 0
-        for ms in (self.held_ms, self.expires_ms or 0, self.sent_ms, self.held_before_ms):
-            instants = instants << 48 | min(max(ms, 0), MOST_MS)
+        instants = [self.held_ms, self.expires_ms or 0, self.sent_ms, self.held_before_ms]
+        if min(instants) < 0 or max(instants) > MOST_MS:
+            instants = [min(max(ms, 0), MOST_MS) for ms in instants]
+        held, expires, sent, before = instants
+        ms = ((held << 48 | expires) << 48 | sent) << 48 | before
         counts = COUNTS.pack(min(self.holds, MOST_HOLDS), self.generation, min(self.deaths, MOST_DEATHS))
-        group, place = encoded(facet)[0], self.place
-        return group + place, group + place[:ORDER] + instants.to_bytes(24) + counts + tail
+        head = encoded(facet)[0] + self.order.to_bytes(ORDER)
+        return head + packed_id(self.redis_id), head + ms.to_bytes(24) + counts + tail
 
     @classmethod
     def decode(cls, queue: str, packed: bytes, raw: bytes, facet: Facet) -> HeldFacts:
