@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import SkipMessage
 
+from tideover import clock
 from tideover.core.admission import Hold
 from tideover.core.job import End, Job
 from tideover.core.route import Mark, Permit
 
 if TYPE_CHECKING:
+    from asyncio import Timeout
+
     from tideover.health import Health
 
 
@@ -59,6 +62,20 @@ class Attempt:
     served: list[Served] = field(default_factory=list)
     degraded: bool = False
     """It was past its expiry, and its answer is the task's degraded one."""
+    limit_s: float | None = None
+    """How long a coroutine may run (dramatiq's `time_limit`); None: for ever, or a function, which dramatiq interrupts."""
+    cut: Timeout | None = None
+    """What ends the coroutine then."""
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether its time limit cuts it within so long."""
+        ends_at = None if self.cut is None else self.cut.when()
+        return ends_at is not None and clock.monotonic() + seconds >= ends_at
+
+    def stop_the_clock(self) -> None:
+        """Its function has ended: what is decided about it from here on, maybe by a probe, is not its time."""
+        if self.cut is not None and not self.cut.expired():
+            self.cut.reschedule(None)
 
     @property
     def rerouted(self) -> bool:

@@ -36,6 +36,9 @@ BUSY_WAIT_S = 0.05
 MOST_BUSY_S = 2.0
 """How long a call waits for a slot of its route before it goes elsewhere, or is held."""
 
+MARGIN, MOST_MARGIN_S = 0.1, 1.0
+"""The share of a coroutine's time limit, and the seconds at most, that are left when its call is given up."""
+
 LAST_CHANCE_S = 2.0
 """How long a critical call that is under way when its breaker opens may still finish, before it is cut and rerouted."""
 
@@ -158,10 +161,13 @@ def stay(attempt: Attempt, model: str, verdict: Hold, last: Tried | None, pauses
     if released and last is not None and throttled and pauses.quiet_s < MOST_QUIET_S:
         pause_s = min(max(PATIENCE_S[0], last.outcome.retry_after_s or 0.0), PATIENCE_S[-1])
         pauses.quiet_s += pause_s
-        yield Wait(pause_s)
-        return True
+        if not attempt.ends_within(pause_s):
+            yield Wait(pause_s)
+            return True
     insist_on = attempt.job.routes[0] if released else route_that_is_up(attempt, model)
     patience_s = None if insist_on is None else next(pauses.patience, None)
+    if patience_s is not None and attempt.ends_within(patience_s):
+        patience_s = None
     if patience_s is None and released and last is not None and not throttled:
         return False
     if insist_on is None or patience_s is None:
@@ -326,9 +332,27 @@ def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
                         said = await asyncio.to_thread(attempt.health.probe_fails, route, model)
                     case Try(route, model, key):
                         call = wire.acall(route, model, request, call_next if route == attempt.job.routes[0] else None)
+                        call = within_limit(attempt, route, call)
                         said = await (call if key is None else unless_opened(attempt, route, key, call))
 
     return carry
+
+
+async def within_limit(attempt: Attempt, route: str, call: Coroutine[Any, Any, Tried]) -> Tried:
+    """The call's answer, or word that there was none in the time that its coroutine has: else the breaker would not hear of it.
+
+    Only a call that had half of that time at least says something of its provider; one that began later is cut with the job.
+    """
+    from tideover.providers import wire
+
+    ends_at = None if attempt.cut is None else attempt.cut.when()
+    if attempt.limit_s is None or ends_at is None or attempt.ends_within(attempt.limit_s / 2):
+        return await call
+    try:
+        async with asyncio.timeout_at(ends_at - min(MOST_MARGIN_S, MARGIN * attempt.limit_s)):
+            return await call
+    except TimeoutError:
+        return wire.unanswered(route)
 
 
 async def unless_opened(attempt: Attempt, route: str, key: str, call: Coroutine[Any, Any, Tried]) -> Tried:

@@ -27,6 +27,9 @@ NOT_TAKEN: Final[tuple[type[Exception], ...]] = (*FAILED, StoreUnavailable)
 
 FIRST_IDLE_S = 0.005
 
+GATHER_S = 0.002
+"""How long a consumer with little room waits for more of it: a fetch for each job that ends would cost more than many a job."""
+
 MOST_SKEW_MS = 1000
 """How far this machine's clock may be set while delayed jobs are in memory, where dramatiq goes by it."""
 
@@ -68,6 +71,8 @@ class GatedConsumer(Consumer):
             self.taken.clear()  # dramatiq keeps them in memory and drops them whenever it rebuilds a consumer
         self._ready: deque[MessageProxy] = deque()
         self._room = threading.Event()
+        self._wanted = 1
+        """The room that is waited for."""
         self._idle_s = FIRST_IDLE_S
         self._reclaim_at = 0.0
         self._skew_ms = clock.skew_ms()
@@ -132,7 +137,8 @@ class GatedConsumer(Consumer):
         for message in messages:
             if self.taken.get(redis_id(message)) is message:  # else its successor, which may have its id, was fetched since
                 del self.taken[redis_id(message)]
-        self._room.set()
+        if self.prefetch - len(self.taken) >= self._wanted:
+            self._room.set()
 
     def _reclaim(self) -> None:
         n = self.gate.backlog.reclaim(self.gate.worker, self.queue, list(self.taken))
@@ -141,12 +147,13 @@ class GatedConsumer(Consumer):
         self._reclaim_at = clock.monotonic() + RECLAIM_S
 
     def _fill(self) -> None:
-        room = 0 if self.gate.closing else self.prefetch - len(self.taken)
-        if room <= 0:
-            self._room.clear()
-            if self.gate.closing or len(self.taken) >= self.prefetch:
-                self._room.wait(self.poll_s)
+        if self.gate.closing or len(self.taken) >= self.prefetch:
+            self._wait_for_room(1, self.poll_s)
             return
+        enough = max(1, self.prefetch // 4)
+        if self.prefetch - len(self.taken) < enough:
+            self._wait_for_room(enough, GATHER_S)
+        room = self.prefetch - len(self.taken)
         jobs, missing = self.gate.backlog.fetch(self.gate.worker, self.queue, room)
         for lost in missing:
             events.job_body_missing(self.queue, lost)
@@ -154,9 +161,18 @@ class GatedConsumer(Consumer):
             self._idle_s = FIRST_IDLE_S
             self._admit([job for job in jobs if not self._knows(job)])  # given back meanwhile, and ours again
         else:
+            self._wanted = (
+                self.prefetch
+            )  # a job that ends here may have sent one: when all have ended, it is looked for at once
             self._room.clear()
             self._room.wait(self._idle_s)
             self._idle_s = min(self.poll_s, self._idle_s * 2)
+
+    def _wait_for_room(self, wanted: int, most_s: float) -> None:
+        self._wanted = wanted
+        self._room.clear()
+        if self.gate.closing or self.prefetch - len(self.taken) < wanted:
+            self._room.wait(most_s)
 
     def _knows(self, job: Fetched) -> bool:
         known = self.taken.get(job.redis_id)

@@ -79,6 +79,8 @@ def async_edge(fn: Callable[..., Awaitable[R]], degraded: Callable[..., Any] | N
                 raise
             return await answer_degraded(attempt, *args, **kwargs)
         except BaseException as error:
+            if attempt is not None:
+                attempt.stop_the_clock()
             leave(attempt, error, misfit(attempt, error) or await asyncio.to_thread(hold_for, attempt, error))
             raise
         leave(attempt, None)

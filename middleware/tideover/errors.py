@@ -5,7 +5,7 @@
     ├── ConfigurationError    settings, a task or a route that cannot work; says what to change
     ├── InvalidJob            this job would not run with exactly the arguments it was sent with
     ├── CapacityReached       there is no room for one more job, in all or for its tenant; nothing was accepted
-    ├── StoreUnavailable      Redis cannot be reached, or refuses to write; nothing was accepted
+    ├── StoreUnavailable      Redis cannot be reached, or refuses to write; says whether a job may have been accepted
     ├── JobNotFound           no record of such a job
     ├── NotYet                the result of a job is not there yet, and why: an answer like HTTP 202
     ├── JobExpired            its answer would be useless by now; no call is made
@@ -53,12 +53,14 @@ class CapacityReached(TideoverError):
 
 
 class StoreUnavailable(TideoverError, ConnectionError):
-    """Redis cannot be reached or refuses to write. What was being sent was not accepted; send it again.
+    """Redis cannot be reached or refuses to write. Sending again is safe with an idempotency key, or if nothing was accepted.
 
     Attributes:
+      may_be_accepted: what was being sent may have been accepted, because only the answer was lost; False: it was not.
       sent: what `send_many` had done before (a `Sent`); None elsewhere.
     """
 
+    may_be_accepted: bool = False
     sent: Any = None
 
 

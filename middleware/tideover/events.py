@@ -39,6 +39,16 @@ def job_expired(job_id: str, task: str, queue: str) -> None:
     log().warning("job_expired", job=job_id, task=task, queue=queue)
 
 
+def job_discarded(job_id: str, task: str, queue: str, who: str, because: str) -> None:
+    """Somebody ended a held job by hand."""
+    log().info("job_discarded", job=job_id, task=task, queue=queue, who=who, because=because)
+
+
+def job_restored(job_id: str, task: str, queue: str, who: str) -> None:
+    """Somebody put a dead letter back into its queue."""
+    log().info("job_restored", job=job_id, task=task, queue=queue, who=who)
+
+
 def job_needs_review(job_id: str, task: str, why: str) -> None:
     log().error("job_needs_review", job=job_id, task=task, why=why, remedy="mend it, then `tideover release` the job")
 
@@ -80,6 +90,11 @@ def worker_without_tideover(worker: str) -> None:
 
 def jobs_ended_elsewhere(n: int) -> None:
     log().info("jobs_ended_elsewhere", n=n)
+
+
+def orphans_forgotten(jobs: int, notes: int, tenants: int) -> None:
+    """Nothing is left of jobs that ended elsewhere; `tenants`: so many have the places of theirs again."""
+    log().info("orphans_forgotten", jobs=jobs, notes=notes, tenants=tenants)
 
 
 def schema_differs(namespace: str, stored: int, ours: int) -> None:
@@ -129,5 +144,7 @@ def fault_inside(doing: str) -> None:
 
 def holding_unavailable(broker: str) -> None:
     log().warning(
-        "holding_unavailable", broker=broker, remedy="tideover holds on dramatiq's RedisBroker only; jobs run as they are"
+        "holding_unavailable",
+        broker=broker,
+        remedy="jobs run as they are: tideover holds on dramatiq's RedisBroker, and on its StubBroker with tideover[testing]",
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import Broker, MessageProxy
@@ -19,13 +20,14 @@ from tideover.core.admission import Expire, Hold, decide, needs_review, unless_o
 from tideover.core.job import Criticality, End, Job, is_criticality
 from tideover.errors import JobExpired
 from tideover.stamp import STAMP, stamp_of, tenant_of
-from tideover.store.account import Ledger
+from tideover.store.account import Ended, Ledger
 from tideover.store.backlog import Backlog, Fetched
 from tideover.store.client import FAILED
 from tideover.store.facts import TICKS, HeldFacts, order_of
 from tideover.store.keys import breaker_keys_in, wait_key_text
 from tideover.store.stories import Line, Stories
 from tideover.task import RESULT_TTL_MS, AITask
+from tideover.together import Together
 
 if TYPE_CHECKING:
     from tideover.health import Health
@@ -60,6 +62,16 @@ def told(verdict: Hold | Expire) -> str:
     return f"hold ({verdict.reason})" if isinstance(verdict, Hold) else "expire"
 
 
+class Settling(dict[str, Together[Ended, bool]]):
+    """By list: how a worker's threads end jobs, together."""
+
+    def __init__(self, ledger: Ledger, worker: str) -> None:
+        self.ledger, self.worker = ledger, worker
+
+    def __missing__(self, queue: str) -> Together[Ended, bool]:
+        return self.setdefault(queue, Together(partial(self.ledger.settle_all, self.worker, queue)))
+
+
 class Gate:
     """Admission for one worker process, and the moves that follow from it."""
 
@@ -74,6 +86,7 @@ class Gate:
         """Set when the grace is over: nobody waits for Redis any more."""
         self.closing = False
         """Set at the first SIGTERM: nothing more is fetched, and what was not begun goes back."""
+        self._settling = Settling(ledger, worker)
         self._standing: tuple[object, float, dict[object, Hold | None]] = (None, 0.0, {})
         """Verdicts by kind of job: of which views of the breakers, until when (monotonic), and those asked for so far."""
         self.taken: dict[str, dict[str, MessageProxy]] = defaultdict(dict)
@@ -216,14 +229,10 @@ class Gate:
     def settle(self, queue: str, message: MessageProxy, end: End) -> None:
         """Ends a fetched message in the account; this is its acknowledgement."""
         attempt = note_of(message).attempt
-        served = [] if attempt is None else [f"{served.route}:{served.model}" for served in attempt.served]
-        said: dict[str, Any] = {"task": message.actor_name, "served": served}
-        if attempt is not None and attempt.degraded:
-            said["degraded"] = True
-        line = Line(message.message_id, clock.now(), end, said)
-        if end == "expired":
-            self.tell(line)  # first, because whoever waits for an expired job finds no result, and reads its story
-        if not self.ledger.settle(self.worker, queue, redis_id(message), message.message_id, end, tenant_of(message)):
+        rerouted = attempt is not None and attempt.rerouted
+        if end == "expired":  # told first, because whoever waits for an expired job finds no result, and reads its story
+            self.tell(last_line(message, end))
+        if not self._settling[queue](Ended(redis_id(message), message.message_id, end, tenant_of(message))):
             return
         match end:
             case "unexplained":
@@ -231,8 +240,8 @@ class Gate:
             case "expired":
                 events.job_expired(message.message_id, message.actor_name, queue)
             case "succeeded" | "failed" | "discarded":
-                if end == "failed" or is_storied(message) or (attempt is not None and attempt.rerouted):
-                    self.tell(line)
+                if end == "failed" or rerouted or is_storied(message):
+                    self.tell(last_line(message, end))
 
     def tell_result(self, queue: str, task: str, job_id: str) -> None:
         """Stores `JobExpired` as the result of a job that no worker will run, for whoever waits for it."""
@@ -281,6 +290,17 @@ class Gate:
             deaths=note.mark.deaths,
             detail=verdict.detail or (note.attempt.detail if note.attempt else ""),
         )
+
+
+def last_line(message: MessageProxy, end: End) -> Line:
+    """The end of a job, for its story."""
+    attempt = note_of(message).attempt
+    said: dict[str, Any] = {"task": message.actor_name, "served": []}
+    if attempt is not None:
+        said["served"] = [f"{served.route}:{served.model}" for served in attempt.served]
+        if attempt.degraded:
+            said["degraded"] = True
+    return Line(message.message_id, clock.now(), end, said)
 
 
 def redis_id(message: Any) -> str:

@@ -87,7 +87,10 @@ class Tideover(dramatiq.Middleware):
         with self._lock:
             if self.ledger is None:
                 ledger = Ledger(broker.client, Keys(broker.namespace))
-                with store_errors("sending the first job"), suppress(FULL):  # a send to a full Redis is refused by itself
+                with (
+                    store_errors("sending the first job", accepts="nothing"),
+                    suppress(FULL),
+                ):  # the send is refused then
                     stored = Registry(broker.client, ledger.keys).announce()
                     if stored > SCHEMA:
                         events.schema_differs(broker.namespace, stored, SCHEMA)
@@ -111,7 +114,7 @@ class Tideover(dramatiq.Middleware):
         """Enters a task into the registry and checks its routes: once a process."""
         task.check_routes()
         keys = Keys(broker.namespace)
-        with store_errors("sending the first job of a task"):
+        with store_errors("sending the first job of a task", accepts="nothing"):
             Registry(broker.client, keys).enter_tasks({task.actor_name: task.facts()})
         self._announced.add(task.actor_name)
 

@@ -254,7 +254,7 @@ def send_part(broker: RedisBroker, messages: Sequence[Message[Any]], sent: Sent)
             sending.gathered = None
     if not gathered:
         return
-    with store_errors("sending jobs"):
+    with store_errors("sending jobs", accepts="jobs"):
         outcomes = senders[broker].many([parcel for _, parcel in gathered])
     for (message, _), outcome in zip(gathered, outcomes, strict=True):
         if isinstance(outcome, TideoverError):

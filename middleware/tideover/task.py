@@ -183,7 +183,8 @@ class AITask(dramatiq.Actor[P, R]):
         Raises:
           InvalidJob: it would not run with exactly these arguments, or its idempotency key was used for others.
           CapacityReached: there is no room for it.
-          StoreUnavailable: Redis cannot be reached or refuses to write; nothing was accepted.
+          StoreUnavailable: Redis cannot be reached or refuses to write: nothing was accepted. Or its answer was lost
+            (`may_be_accepted`): then the job may run. With an idempotency key, sending it again adds nothing twice.
         """
         first_sending.queue = ""
         sent = super().send_with_options(args=args, kwargs=kwargs, delay=delay, **options)

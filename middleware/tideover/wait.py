@@ -58,7 +58,7 @@ class JobStatus:
 def status(message: Message[Any]) -> JobStatus:
     """Where the job of a message that `send` returned is now."""
     backlog = backlog_of()
-    with store_errors("asking where a job is"):
+    with store_errors("asking where a job is", accepts="nothing"):
         held = held_facts(backlog, message)
         if held is not None:
             return status_of_held(held)
@@ -127,7 +127,7 @@ class Steps:
         backlog = backlog_of()
         give_up_at, pause_s = clock.monotonic() + self.timeout_s, FIRST_POLL_S
         while True:
-            with store_errors("waiting for a result"):
+            with store_errors("waiting for a result", accepts="nothing"):
                 if self.look(backlog):
                     return
             left_s = give_up_at - clock.monotonic()
@@ -142,6 +142,10 @@ class Steps:
         except ResultFailure as failure:
             if failure.orig_exc_type == JobExpired.__name__:
                 raise JobExpired(self.message.message_id) from None
+            if failure.orig_exc_type == JobFailed.__name__:
+                last = last_line(backlog, self.message)
+                because = "see its story" if last is None else str(last.facts.get("because", "see its story"))
+                raise JobFailed(self.message.message_id, end_told(last) or "discarded", because) from None
             raise
         except ResultMissing:
             held = held_facts(backlog, self.message)

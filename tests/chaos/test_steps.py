@@ -57,6 +57,8 @@ NO_PART_OF_A_WALK = {
     "bury-4": "`tideover uninstall`, which runs when no worker does",
     "merge-4": "the same",
     "rewrite-1": "the same",
+    "tidy-n": "forgets what workers without tideover left behind, and moves no job",
+    "recount-1": "the same",
 }
 
 

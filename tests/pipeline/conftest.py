@@ -202,7 +202,7 @@ class Shop:
         self.stop_working()
         for broker in self.brokers:
             broker.close()
-            broker.client.close()
+            broker.client.connection_pool.disconnect()  # the broker's client was given it, so its own `close` would not
         self.primary.stop()
         self.fallback.stop()
 

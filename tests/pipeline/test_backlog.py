@@ -23,6 +23,7 @@ from tideover.settings import load
 from tideover.store import backlog as store
 from tideover.store.facts import TICKS, HeldFacts
 from tideover.store.keys import Keys
+from tideover_worker.cli import backlog_screen
 
 if TYPE_CHECKING:
     import redis
@@ -196,6 +197,11 @@ def test_a_question_gives_up_and_goes_on(desk: Desk, operator: Operator, monkeyp
     assert set(old) == set(desk.walk(operator, 50, Filter(held_for_s=7200)))
     counted = ops.breakdown(operator, "task", Filter(held_for_s=7200))
     assert (0, False) == (counted.jobs, counted.complete)
+    stopped = "looked at the 600 most urgent held jobs one by one and stopped there; less urgent ones may match, too"
+    assert [stopped] == list(backlog_screen.uncounted(counted))
+    assert stopped == next(backlog_screen.beyond(first, first=True))
+    second = ops.backlog(operator, Filter(held_for_s=7200), after=first.next)
+    assert stopped.replace("the 600", "the 600 next") == next(backlog_screen.beyond(second, first=False))
 
 
 def test_many_tenants_share_groups(desk: Desk, operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:

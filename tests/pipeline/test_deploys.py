@@ -15,10 +15,11 @@ import pytest
 from dramatiq.message import Message
 
 from tideover import clock, ops
-from tideover.errors import ConfigurationError
+from tideover.errors import CapacityReached, ConfigurationError
 from tideover.ops.standing import standing
 from tideover.ops.verdict import verdict
 from tideover.settings import settings
+from tideover.store.orphans import Orphans
 from tideover.store.registry import Registry
 from tideover_worker.strangers import Watch
 
@@ -192,6 +193,33 @@ def test_after_the_deploy_a_loss_is_a_loss_again(shop: Shop, stock: StockWorkers
     shop.broker.client.lpop(shop.keys.queue("default"))
     found, said = told(shop)
     assert (found.lost, said.level) == (1, "lost")
+
+
+def test_a_tenant_gets_the_places_back_of_jobs_that_ended_elsewhere(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """When the last stock worker has left; jobs that are queued, held or run keep theirs, and so does another tenant."""
+    caplog.set_level(logging.INFO)
+    shop.configure(more="[capacity]\nmax_jobs_per_tenant = 4")
+    watch, stranger = Watch(shop.registry, shop.ledger, 0.0), shop.new_broker(with_tideover=False)
+    for i in range(4):
+        shop.summary.send_with_options(args=(f"job{i}",), tenant="acme")
+    shop.summary.send_with_options(args=("other",), tenant="other")
+    with pytest.raises(CapacityReached):
+        shop.summary.send_with_options(args=("more",), tenant="acme")
+    for raw in stranger.do_fetch("default", 3)[:2]:
+        watch.look(["default"], clock.now())
+        stranger.do_ack("default", Message.decode(raw).options["redis_message_id"])
+    watch.look(["default"], clock.now())
+    assert {"acme": 4, "other": 1} == tenants(shop)  # it has a job still
+    shop.backlog.recover(stranger.broker_id, "default", 0.0)
+    shop.until(lambda: watch.look(["default"], clock.now()) or tenants(shop) == {"acme": 2, "other": 1}, "they are given back")
+    shop.summary.send_with_options(args=("more",), tenant="acme")
+    assert {"accepted": 6, "queued": 4, "elsewhere": 2} == shop.books()
+    watch.look(["default"], clock.now())
+    assert 1 == caplog.text.count("orphans_forgotten")
+
+
+def tenants(shop: Shop) -> dict[str, int]:
+    return Orphans(shop.broker.client, shop.keys).tenants()
 
 
 def test_missing_jobs_are_no_false_alarm_while_a_stranger_is_about(shop: Shop) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from datetime import timedelta
 from importlib import import_module
@@ -122,6 +123,42 @@ def test_a_time_limit_ends_a_function(shop: Shop) -> None:
     shop.until(lambda: shop.books() == {"accepted": 4, "held": 3, "failed": 1}, "it fails")
     with pytest.raises(ResultFailure, match="TimeLimitExceeded"):
         tideover.wait_for_sync(job, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_time_limit_below_the_timeout_of_a_call_spends_no_attempt_of_a_coroutine(shop: Shop, n: int) -> None:
+    """The provider hangs: whether one job runs or many, its call is given up before it is cut, and the breaker hears of it."""
+
+    @ai_task(criticality="deferrable", models=[shop.model], time_limit=1000, max_retries=0)
+    async def limited(tag: str) -> str:
+        return tideover.text_of(await tideover.aclaude().messages.create(**shop.question(tag)))
+
+    shop.work()
+    shop.primary.fail(Fault.HANG)
+    jobs = shop.send(limited, n, "job")
+    shop.until_open()
+    shop.until_all("held", jobs)
+    shop.heal()
+    shop.until_over()
+    assert {"accepted": n, "succeeded": n} == shop.books()
+
+
+def test_a_call_that_began_late_says_nothing_of_its_provider(shop: Shop) -> None:
+    """A coroutine that spent its time elsewhere is cut as ever, and its call is not held against the provider."""
+
+    @ai_task(criticality="deferrable", models=[shop.model], time_limit=500, max_retries=0)
+    async def limited(tag: str) -> str:
+        await asyncio.sleep(0.3)
+        return tideover.text_of(await tideover.aclaude().messages.create(**shop.question(tag)))
+
+    shop.work()
+    shop.primary.fail(Fault.HANG)
+    jobs = shop.send(limited, 3, "job")
+    shop.until_over()
+    assert {"accepted": 3, "failed": 3} == shop.books()
+    assert "closed" == shop.breaker().state
+    with pytest.raises(ResultFailure, match="TimeLimitExceeded"):
+        tideover.wait_for_sync(jobs[0], timeout=PATIENCE)
 
 
 # callbacks, the current message, other people's signals

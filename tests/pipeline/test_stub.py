@@ -403,6 +403,7 @@ def test_without_a_store_in_memory_it_says_so(
     worker.stop()
     assert (["t"], StubBroker) == (ran, type(stub))
     assert "holding_unavailable" in caplog.text
+    assert "on its StubBroker with tideover[testing]" in caplog.text
     for question in (lambda: tideover.status(job), account):
         with pytest.raises(tideover.ConfigurationError, match=r"pip install 'tideover\[testing\]'"):
             question()

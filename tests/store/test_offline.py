@@ -16,12 +16,13 @@ from tideover.core.breaker import CLOSED, Transition
 from tideover.core.job import ENDS, End
 from tideover.core.route import Mark, Permit
 from tideover.errors import StoreUnavailable
-from tideover.store.account import Ledger, NewJob, Room
+from tideover.store.account import Ended, Ledger, NewJob, Room
 from tideover.store.backlog import Backlog
 from tideover.store.breakers import Breakers
 from tideover.store.client import FAILED, GONE, connect, lazy_client, lease, store_errors
 from tideover.store.facts import Facet, Group, HeldFacts, Member
 from tideover.store.keys import Keys
+from tideover.store.letters import Letters
 from tideover.store.registry import Registry, namespaces
 from tideover.store.removal import Removal
 from tideover.store.stories import Line, Stories
@@ -43,6 +44,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Ledger.hand_over": lambda port: port.hand_over("w", ("q", "r"), ("q", "s"), b"", "job"),
     "Ledger.adopt": lambda port: port.adopt("w", "q", ["r"]),
     "Ledger.settle": lambda port: port.settle("w", "q", "r", "job", "succeeded"),
+    "Ledger.settle_all": lambda port: port.settle_all("w", "q", [Ended("r", "job", "failed")]),
     "Ledger.read": lambda port: port.read(),
     "Backlog.fetch": lambda port: port.fetch("w", "q", 1),
     "Backlog.hold": lambda port: port.hold("w", "q", [FACTS]),
@@ -78,6 +80,14 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Breakers.listen": lambda port: port.listen(),
     "Breakers.keys_known": lambda port: port.keys_known(),
     "Breakers.read": lambda port: port.read(["a/m"]),
+    "Letters.pages": lambda port: list(port.pages("q")),
+    "Letters.like": lambda port: list(port.like("job", ["q"])),
+    "Letters.has": lambda port: port.has("job", ["q"]),
+    "Letters.oldest_at": lambda port: port.oldest_at(["q"]),
+    "Letters.last_words": lambda port: port.last_words(["job"]),
+    "Letters.restore": lambda port: port.restore("q", "r", "job", b"", ""),
+    "Letters.live_body": lambda port: port.live_body("q", "r"),
+    "Letters.drop": lambda port: port.drop(["name"]),
     "Registry.announce": lambda port: port.announce(),
     "Registry.enter_tasks": lambda port: port.enter_tasks({"t": {}}),
     "Registry.enter_routes": lambda port: port.enter_routes({"a": {}}),
@@ -122,7 +132,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Removal.forget": lambda port: port.forget(),
     "Removal.wipe": lambda port: port.wipe(["key"]),
 }
-PORTS = {port.__name__: port for port in (Ledger, Backlog, Breakers, Registry, Stories, Removal)}
+PORTS = {port.__name__: port for port in (Ledger, Backlog, Breakers, Letters, Registry, Stories, Removal)}
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog
 from tideover.store.breakers import Breakers
 from tideover.store.client import FULL, Client, safekeeping
+from tideover.store.due import Due
 from tideover.store.keys import SCHEMA, Keys
 from tideover.store.registry import Registry
 from tideover.store.stories import Stories
@@ -101,7 +102,8 @@ def chores_of(
 ) -> tuple[Chore, ...]:
     """What this process does again and again; with a lease it is done by one process of the fleet."""
     timeout_s, lease = gate.health.settings.worker.heartbeat_timeout_s, registry.keys.lease
-    turn = partial(housekeeping.turn, gate, registry, Watch(registry, gate.ledger, timeout_s), dead_message_ttl_ms)
+    watch, due = Watch(registry, gate.ledger, timeout_s), Due(client, registry.keys)
+    turn = partial(housekeeping.turn, gate, registry, watch, due, dead_message_ttl_ms)
     beat = partial(housekeeping.beat, gate, registry, facts)
     return (
         Chore("drain", drain.EVERY_S, drain.Drain(gate, registry).turn, Lease(client, lease("drain"), LEASE_S)),

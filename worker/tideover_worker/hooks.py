@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from dramatiq.broker import MessageProxy
@@ -22,23 +22,29 @@ THREAD_BOUND = frozenset({"TimeLimit", "ShutdownNotifications"})
 SUCCEEDED = "after_process_message"
 
 
+@lru_cache(maxsize=64)
+def having(middleware: tuple[Middleware, ...], hook: str, bound: bool) -> tuple[Middleware, ...]:
+    """Those of these middlewares that do something at a hook; `bound`: also those that are bound to the calling thread."""
+    does_nothing = getattr(Middleware, hook)
+    doing = (m for m in middleware if bound or type(m).__name__ not in THREAD_BOUND)
+    return tuple(m for m in doing if getattr(getattr(m, hook), "__func__", None) is not does_nothing)
+
+
 class Hooks:
     """dramatiq's emit for one job; `bound`: also the middlewares that are bound to the calling thread."""
 
     def __init__(self, gate: Gate, *, bound: bool, abortee: aborts.Abortee | None = None) -> None:
-        broker = self.broker = gate.broker
-        self.keys = gate.ledger.keys
-        self.abortee = abortee
-        self.middleware = [m for m in broker.middleware if bound or type(m).__name__ not in THREAD_BOUND]
+        self.broker, self.keys = gate.broker, gate.ledger.keys
+        self.bound, self.abortee = bound, abortee
 
     def before(self, message: MessageProxy) -> None:
-        for middleware in self.middleware:
-            self._call(middleware, "before_process_message", message)
+        for middleware in having(tuple(self.broker.middleware), "before_process_message", self.bound):
+            self._call(middleware, "before_process_message", message, {})
 
     def after(self, signal: str, message: MessageProxy, **kwargs: Any) -> None:
         note_of(message).concluding = True
-        for middleware in reversed(self.middleware):
-            self._call(middleware, f"after_{signal}", message, **kwargs)
+        for middleware in reversed(having(tuple(self.broker.middleware), f"after_{signal}", self.bound)):
+            self._call(middleware, f"after_{signal}", message, kwargs)
 
     def _run(self, middleware: Middleware, hook: str, message: MessageProxy, kwargs: dict[str, Any]) -> None:
         if hook == "before_process_message" and self.abortee is not None and aborts.is_abortable(middleware):
@@ -51,15 +57,14 @@ class Hooks:
         else:
             getattr(middleware, hook)(self.broker, message, **kwargs)
 
-    def _call(self, middleware: Middleware, hook: str, message: MessageProxy, **kwargs: Any) -> None:
-        run = partial(self._run, middleware, hook, message, kwargs)
+    def _call(self, middleware: Middleware, hook: str, message: MessageProxy, kwargs: dict[str, Any]) -> None:
         try:
-            run()
+            self._run(middleware, hook, message, kwargs)
         except Exception as error:
             if isinstance(error, MiddlewareError) and hook.startswith("before_"):
                 raise
             if hook == SUCCEEDED and may_repeat(middleware, error, kwargs.get("exception")):
-                note_of(message).again.append(run)
+                note_of(message).again.append(partial(self._run, middleware, hook, message, kwargs))
                 note_of(message).follow_up_failed = False
             self.broker.logger.critical("Unexpected failure in %s of %r.", hook, middleware, exc_info=True)
 

@@ -11,7 +11,8 @@ from tideover import clock, events
 from tideover.core.route import NO_PERMIT
 from tideover.gate import Gate
 from tideover.store.backlog import PAGE
-from tideover.store.facts import TICKS, HeldFacts
+from tideover.store.due import Due
+from tideover.store.facts import TICKS, Group, HeldFacts
 from tideover.store.keys import SCHEMA
 from tideover.store.registry import STRANGERS_S, Registry
 from tideover.store.stories import Line, told_by
@@ -35,11 +36,11 @@ def sign(gate: Gate, registry: Registry) -> float:
     return now
 
 
-def turn(gate: Gate, registry: Registry, watch: Watch, dead_message_ttl_ms: int) -> None:
+def turn(gate: Gate, registry: Registry, watch: Watch, due: Due, dead_message_ttl_ms: int) -> None:
     """One round for the whole namespace; one process at a time does it."""
     now, queues = sign(gate, registry), registry.queues()
     recover(gate, registry, queues, now)
-    expire(gate, registry, queues, now)
+    expire(gate, registry, due, queues, now)
     for queue in queues:
         gate.backlog.sweep(queue, dead_message_ttl_ms)
     watch.look(queues, now)
@@ -68,12 +69,13 @@ def recover(gate: Gate, registry: Registry, queues: Iterable[str], now: float) -
             registry.remove_worker(worker)
 
 
-def expire(gate: Gate, registry: Registry, queues: Iterable[str], now: float) -> None:
+def expire(gate: Gate, registry: Registry, due: Due, queues: Sequence[str], now: float) -> None:
     """Ends held jobs that are past their expiry, within about a second of it; those with a degraded answer go and make it."""
     if gate.health.mode != "act":
         return
-    for queue in queues:
-        for page in late(gate, queue, int(now * 1000)):
+    now_ms = int(now * 1000)
+    for queue, groups in due.groups(queues, last_order(now_ms)).items():
+        for page in late(gate, groups, now_ms):
             degrading = {name for name, facts in registry.tasks().items() if facts.get("on_expiry") == "degrade"}
             going = [fact for fact in page if fact.task in degrading and fact.reason != "review"]
             end(gate, queue, [fact for fact in page if fact not in going], now)
@@ -93,11 +95,15 @@ def end(gate: Gate, queue: str, late: Sequence[HeldFacts], now: float) -> None:
             events.job_expired(fact.job_id, fact.task, queue)
 
 
-def late(gate: Gate, queue: str, now_ms: int) -> Iterator[list[HeldFacts]]:
-    """The held jobs of a queue that are past their expiry. Those that have waited longest are looked at with them."""
-    groups = gate.backlog.groups(queue) if gate.backlog.size(queue) else []
-    due = gate.backlog.browse(groups, until=now_ms * TICKS + TICKS - 1)
-    while page := list(islice(due, PAGE)):
+def last_order(now_ms: int) -> int:
+    """The order of the last job that may have expired by now."""
+    return now_ms * TICKS + TICKS - 1
+
+
+def late(gate: Gate, groups: Sequence[Group], now_ms: int) -> Iterator[list[HeldFacts]]:
+    """The held jobs of these groups that are past their expiry. Those that have waited longest are looked at with them."""
+    found_due = gate.backlog.browse(groups, until=last_order(now_ms))
+    while page := list(islice(found_due, PAGE)):
         if found := [fact for fact in page if fact.expires_ms is not None and fact.expires_ms <= now_ms]:
             yield found
 

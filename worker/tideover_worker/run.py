@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ import dramatiq.worker
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import SkipMessage, TimeLimit, TimeLimitExceeded
-from dramatiq.worker import Worker, WorkerThread, _WorkQueueItem
+from dramatiq.worker import Worker, WorkerThread
 
 from tideover import clock, events
 from tideover.attempt import note_of, processing
@@ -48,30 +49,29 @@ class TakenOver(SkipMessage):
 
 
 class Slots:
-    """Places for running jobs, a share of them for critical ones only. A job without a place waits here, not in a thread."""
+    """Places for running jobs; a share of them deferrable ones never take. A job without one waits here, not in a thread."""
 
     def __init__(self, total: int, reserved: int) -> None:
-        self.total, self.open_to_all = total, max(1, total - reserved)
+        self.total, self.open_to_deferrable = total, max(1, total - reserved)
         self._lock = threading.Lock()
         self._running = self._deferrable = 0
         self._waiting: deque[MessageProxy] = deque()
 
-    def take(self, message: MessageProxy, critical: bool) -> bool:
+    def take(self, message: MessageProxy, deferrable: bool) -> bool:
         """Whether the job has a place now; else it waits until `free` returns it."""
         with self._lock:
-            full = self._running >= self.total or (not critical and self._deferrable >= self.open_to_all)
-            if full:
-                self._waiting.appendleft(message) if critical else self._waiting.append(message)
+            if self._running >= self.total or (deferrable and self._deferrable >= self.open_to_deferrable):
+                self._waiting.append(message) if deferrable else self._waiting.appendleft(message)
                 return False
             self._running += 1
-            self._deferrable += not critical
+            self._deferrable += deferrable
             return True
 
-    def free(self, critical: bool) -> MessageProxy | None:
+    def free(self, deferrable: bool) -> MessageProxy | None:
         """Gives a place back; the job that may try again for it."""
         with self._lock:
             self._running -= 1
-            self._deferrable -= not critical
+            self._deferrable -= deferrable
             return self._waiting.popleft() if self._waiting else None
 
     def empty(self) -> list[MessageProxy]:
@@ -131,34 +131,35 @@ class Runner(WorkerThread):
         super().__init__(**parts)
         self.shared, self.gate = shared, shared.gate
 
-    def process_message(self, message: MessageProxy) -> None:
-        """In a context of its own: what a job or a hook sets is not there any more for the thread's next job."""
-        contextvars.copy_context().run(self.process, message)
+    def process_message(self, message: MessageProxy | None) -> None:
+        """And the jobs that it kept waiting. Each in a context of its own: what it or a hook sets, the next does not see."""
+        while message is not None:
+            message = contextvars.copy_context().run(self.process, message)
 
-    def process(self, message: MessageProxy) -> None:
+    def process(self, message: MessageProxy) -> MessageProxy | None:
+        """Runs a function to its end, lets a coroutine begin. Returns a job that may now try for the place that it had."""
         if self.gate.closing:
             self.consumers[message.queue_name].requeue_messages([message])
             self.work_queue.task_done()
-            return
+            return None
         if not self.still_has(message, waiting=True):
             self.gate.forget(message)
             self.work_queue.task_done()
-            return
+            return None
         task = self.broker.actors.get(message.actor_name)
         coroutine = task.coroutine if isinstance(task, AITask) else None
-        critical = isinstance(task, AITask) and criticality_of(message, task) == "critical"
+        deferrable = isinstance(task, AITask) and criticality_of(message, task) == "deferrable"
         slots = self.shared.threads if coroutine is None else self.shared.coroutines
-        if not slots.take(message, critical):
-            return
+        if not slots.take(message, deferrable):
+            return None
         processing.set(message)
         if self.stopped_at_the_gate(message):
             self.finish(message)
         elif coroutine is None:
             self.run_function(message)
-        else:
-            self.start_coroutine(message, coroutine, slots, critical)
-            return
-        self.free(slots, critical)
+        elif self.start_coroutine(message, coroutine, slots, deferrable):
+            return None
+        return slots.free(deferrable)
 
     def still_has(self, message: MessageProxy, *, waiting: bool) -> bool:
         """Whether the job is still this worker's. `waiting`: for Redis to answer; else it is taken for ours until it does."""
@@ -228,8 +229,8 @@ class Runner(WorkerThread):
             events.job_taken_over(message.message_id, message.actor_name)
             raise TakenOver
 
-    def start_coroutine(self, message: MessageProxy, function: Any, slots: Slots, critical: bool) -> None:
-        """One attempt on the loop, in a context of its own."""
+    def start_coroutine(self, message: MessageProxy, function: Any, slots: Slots, deferrable: bool) -> bool:
+        """One attempt on the loop, in a context of its own. False: it has ended already."""
         context = contextvars.copy_context()
         abortee = aborts.Abortee(self.shared.loop)
         hooks = Hooks(self.gate, bound=False, abortee=abortee)
@@ -238,13 +239,12 @@ class Runner(WorkerThread):
         except BaseException as error:  # noqa: BLE001 - as above
             context.run(self.conclude, hooks, message, error)
             self.finish(message)
-            self.free(slots, critical)
-            return
+            return False
         limit_s = time_limit_s(self.broker, message)
 
         async def attempt() -> Any:
             try:
-                async with asyncio.timeout(limit_s) as limit:
+                async with limited(message, limit_s) as limit:
                     if not self.gate.surely_has(message):  # the loop, or all of us, stood still since the gate was passed
                         await asyncio.to_thread(self.stand_down_unless_ours, message)
                     return await function(*message.args, **message.kwargs)
@@ -266,9 +266,10 @@ class Runner(WorkerThread):
                 context.run(self.end_coroutine, hooks, message, task)
             finally:
                 self.shared.in_flight.pop(task, None)
-                self.free(slots, critical)
+                self.process_message(slots.free(deferrable))
 
         self.shared.loop.call_soon_threadsafe(begin)
+        return True
 
     def end_coroutine(self, hooks: Hooks, message: MessageProxy, task: asyncio.Task[Any]) -> None:
         if task.cancelled() and self.shared.stopping.is_set():
@@ -298,7 +299,8 @@ class Runner(WorkerThread):
         task = self.broker.actors.get(message.actor_name)
         throws = message.options.get("throws") or (task.options.get("throws") if task else None)
         if not isinstance(error, Retry | RateLimitExceeded) and not (throws and isinstance(error, throws)):
-            self.logger.error("Job %s of task %s failed: %s", message.message_id, message.actor_name, told(error))
+            level = logging.WARNING if is_watched_by_sentry(self.broker) else logging.ERROR
+            self.logger.log(level, "Job %s of task %s failed: %s", message.message_id, message.actor_name, told(error))
         hooks.after("process_message", message, exception=error)
 
     def finish(self, message: MessageProxy) -> None:
@@ -308,13 +310,6 @@ class Runner(WorkerThread):
         finally:
             self.work_queue.task_done()
             message.clear_exception()
-
-    def free(self, slots: Slots, critical: bool) -> None:
-        """Gives a slot back and lets the next waiting job try for it."""
-        waiting = slots.free(critical)
-        if waiting is not None:
-            self.work_queue.put(_WorkQueueItem(0, waiting))
-            self.work_queue.task_done()
 
     def join(self, timeout: float | None = None) -> None:
         started = clock.monotonic()
@@ -330,6 +325,11 @@ def told(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]
     return " < ".join([type(error).__qualname__, *places[:MOST_FRAMES]])
+
+
+def is_watched_by_sentry(broker: Broker) -> bool:
+    """Whether Sentry's integration tells of a job that fails: it makes an event of each error that is logged, too."""
+    return any(type(middleware).__name__ == "SentryMiddleware" for middleware in broker.middleware)
 
 
 async def close_clients() -> None:
@@ -349,6 +349,14 @@ def time_limit_s(broker: Broker, message: MessageProxy) -> float | None:
     task = broker.actors[message.actor_name]
     limit_ms = message.options.get("time_limit") or task.options.get("time_limit", found.time_limit)
     return None if limit_ms == float("inf") else float(limit_ms) / 1000
+
+
+def limited(message: MessageProxy, limit_s: float | None) -> asyncio.Timeout:
+    """What cuts a coroutine at its time limit, which its calls know."""
+    cut, attempt = asyncio.timeout(limit_s), note_of(message).attempt
+    if attempt is not None:
+        attempt.limit_s, attempt.cut = limit_s, cut
+    return cut
 
 
 def install(worker: Worker, gate: Gate) -> Shared:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 from tideover import events
 from tideover.store.account import Ledger
+from tideover.store.orphans import Orphans
 from tideover.store.registry import Registry
+from tideover_worker.tidy import Tidy
 
 
 class Watch:
@@ -20,6 +22,7 @@ class Watch:
 
     def __init__(self, registry: Registry, ledger: Ledger, dead_after_s: float) -> None:
         self.registry, self.ledger, self.dead_after_s = registry, ledger, dead_after_s
+        self.tidy = Tidy(Orphans(ledger.client, ledger.keys))
         self._ours: set[str] = set()
         """Workers with tideover that were ever seen: one that was declared dead may wake up, and fetch before it is entered."""
 
@@ -36,6 +39,8 @@ class Watch:
             events.worker_without_tideover(worker)
         if noted or fetching:
             self.count()
+        if not fetching and not alive:
+            self.tidy.turn(queues)
 
     def count(self) -> None:
         """Enters what workers without tideover ended; another process may have done it just now."""

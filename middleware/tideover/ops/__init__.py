@@ -17,19 +17,28 @@ from tideover.ops.acts import (
     refuse_if_none_may_go,
     release,
 )
+from tideover.ops.dead import RESTORABLE, DeadFilter, DeadSelection, RestoredBefore, choose_dead, choose_dead_jobs
+from tideover.ops.discards import Discard, DiscardPreview, discard, preview_discard
 from tideover.ops.explanation import Explanation, explain
 from tideover.ops.held import HeldGroup
 from tideover.ops.listing import Breakdown, HeldJob, Listing, backlog, breakdown
 from tideover.ops.overview import NamespaceStatus, Status, status
+from tideover.ops.restoration import ExpiresIn, Restored, RestorePreview, preview_restore, restore
 from tideover.ops.search import Filter
 from tideover.ops.standing import BreakerStatus, Bypass, Standing
 from tideover.ops.values import about, as_json, counted, iso
 from tideover.ops.verdict import Level, Verdict
 
 __all__ = [
+    "RESTORABLE",
     "Breakdown",
     "BreakerStatus",
     "Bypass",
+    "DeadFilter",
+    "DeadSelection",
+    "Discard",
+    "DiscardPreview",
+    "ExpiresIn",
     "Explanation",
     "Filter",
     "HeldGroup",
@@ -42,6 +51,9 @@ __all__ = [
     "Preview",
     "Refused",
     "Release",
+    "RestorePreview",
+    "Restored",
+    "RestoredBefore",
     "Selection",
     "Standing",
     "Status",
@@ -53,13 +65,19 @@ __all__ = [
     "bypass_off",
     "bypass_on",
     "choose",
+    "choose_dead",
+    "choose_dead_jobs",
     "choose_jobs",
     "counted",
+    "discard",
     "explain",
     "iso",
     "open_operator",
     "preview",
+    "preview_discard",
+    "preview_restore",
     "refuse_if_none_may_go",
     "release",
+    "restore",
     "status",
 ]

@@ -127,9 +127,9 @@ def find_job(operator: Operator, asked: str) -> tuple[Space, str]:
             like |= {(space.name, job_id) for job_id in found}
     if not like:
         raise JobNotFound(
-            f"there is nothing to tell of job {asked}: it was neither held, retried, rerouted, expired nor failed in the last "
-            "7 days. A job that is queued, runs, or succeeded without incident has no story; check the id, of which the first "
-            f"{SHORTEST_PREFIX} characters must be given at least"
+            f"there is nothing to tell of job {asked}: it was neither held, retried, rerouted, expired, discarded nor failed "
+            "in the last 7 days. A job that is queued, runs, or succeeded without incident has no story; check the id, of "
+            f"which the first {SHORTEST_PREFIX} characters must be given at least"
         )
     if len(like) > 1:
         some = ", ".join(sorted(job_id for _, job_id in like)[:3])

@@ -14,7 +14,7 @@ from tideover.core.job import Criticality
 from tideover.core.route import FORCED, NO_PERMIT, Permit
 from tideover.errors import JobNotFound, StoreUnavailable
 from tideover.ops.access import Operator, Refused, Space, find_job, reaching
-from tideover.ops.explanation import locate
+from tideover.ops.explanation import in_place, locate
 from tideover.ops.search import ANY, Filter, Search
 from tideover.ops.standing import Bypass, bypass_of
 from tideover.ops.values import counted
@@ -140,7 +140,9 @@ def choose_jobs(operator: Operator, ids: Sequence[str]) -> Selection:
             where, _, facts = locate(space, job_id)
             found = {} if facts is None else space.backlog.members(facts.queue, [facts.redis_id])
             if facts is None or not found:
-                raise Refused(f"job {job_id} is not held: it is {where}. `tideover explain {job_id}` says more")
+                raise Refused(
+                    f"job {job_id} is not held: {in_place(space, job_id, where)}. `tideover explain {job_id}` says more"
+                )
             chosen.setdefault((space.name, facts.queue), (space, {}))[1][found[facts.redis_id]] = facts.facet
     return Selection(
         tuple(Batch(space, queue, in_order(members), members) for (_, queue), (space, members) in chosen.items()),
@@ -151,15 +153,17 @@ def in_order(members: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(sorted(members, key=lambda member: member[GROUP:]))
 
 
-def choose(operator: Operator, chosen: Filter = ANY) -> Selection:
+def choose(operator: Operator, chosen: Filter = ANY, *, doing: str = "releasing", done: str = "released") -> Selection:
     """All held jobs of one namespace that are meant. Those that need review only if the filter says that reason.
+
+    `doing`, `done`: what they are chosen for, as errors say it.
 
     Raises:
       Refused: the operator has several namespaces.
       JobNotFound: no such job is held.
     """
     with reaching(operator.settings):
-        space = operator.the_space("releasing held jobs")
+        space = operator.the_space(f"{doing} held jobs")
         search = Search([space], chosen, int(operator.now() * 1000))
         in_review = 0 if chosen.reason == "review" else search.leave_out_review()
         members: dict[str, list[bytes]] = defaultdict(list)
@@ -168,7 +172,7 @@ def choose(operator: Operator, chosen: Filter = ANY) -> Selection:
             members[part.queue].append(member.raw)
             facets[part.queue][member.group.id] = member.group.facet
     if not members:
-        most = f"; {counted(in_review, 'job')} that need review can be released with --reason review" if in_review else ""
+        most = f"; {counted(in_review, 'job')} that need review can be {done} with --reason review" if in_review else ""
         raise JobNotFound(f"no such job is held in namespace {space.name}{most}. `tideover backlog` lists those that are")
     batches = (Batch(space, queue, of_queue, facets[queue]) for queue, of_queue in members.items())
     return Selection(tuple(batches), in_review)
@@ -308,11 +312,15 @@ def released_job(batch: Batch, facts: HeldFacts) -> ReleasedJob:
 def tell(space: Space, released: Sequence[HeldFacts], told: Mapping[str, object]) -> int:
     """Writes down what happened to released jobs; of how many that failed, which is no failure of the release."""
     now = clock.now()
-    lines = [line for f in released for line in (*told_by(f), Line(f.job_id, now, "released", dict(told)))]
+    return tell_lines(space, [line for f in released for line in (*told_by(f), Line(f.job_id, now, "released", dict(told)))])
+
+
+def tell_lines(space: Space, lines: Sequence[Line]) -> int:
+    """Adds to stories; of how many jobs that failed."""
     try:
         space.stories.add(lines)
     except FAILED:
-        return len(released)
+        return len({line.job_id for line in lines})
     return 0
 
 

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from tideover.core.job import CRITICAL_SUFFIX, ENDS, Criticality, End
+from tideover.core.job import CRITICAL_SUFFIX, ENDS, Criticality, End, is_criticality
 from tideover.ops.access import Operator, Space, find_job, reaching
+from tideover.ops.renewal import readable
 from tideover.ops.standing import BreakerStatus, breaker_status, workers_of
 from tideover.ops.values import about, counted
 from tideover.settings import Settings
+from tideover.stamp import stamp_of, tenant_of
 from tideover.store.facts import HeldFacts
+from tideover.store.letters import Letters
 from tideover.store.stories import Line, told_by
 
 LOOKS = 5
@@ -52,9 +56,10 @@ class Way:
 class Explanation:
     """`end` is None while the job lives, and when nobody wrote down how it ended.
 
-    Only of a held job is known: `reason`, `detail` (its last failure, or why it needs review), `tenant`, `tag`, `holds` (how
-    often it was held, this time included), `ahead` (held jobs that go before it; None: it waits for a human, not for its turn).
-    `remedy`: what a human must do.
+    Only of a held job is known: `reason`, `detail` (its last failure, or why it needs review), `holds` (how often it was held,
+    this time included), `ahead` (held jobs that go before it; None: it waits for a human, not for its turn). Only of one that
+    is alive: `expires_at`, `tenant`, `tag`. `overdue`: it is queued and past its expiry, so it ends as expired once a worker
+    reaches it. `restorable`: it has ended, and is a dead letter. `remedy`: what a human must do.
     """
 
     id: str
@@ -68,6 +73,8 @@ class Explanation:
     reason: str | None
     since_at: float | None
     expires_at: float | None
+    overdue: bool
+    restorable: bool
     ahead: int | None
     detail: str | None
     tenant: str | None
@@ -94,7 +101,9 @@ def explain(operator: Operator, asked: str) -> Explanation:
         ahead = None if held is None or held.reason == "review" else ahead_of(space, held)
         ways = () if held is None or ahead is None else ways_out(space, held, ahead, operator.settings, now)
         obstacles = hindrances(space, lane, operator.settings, now)
-    first, last = (lines[0].facts, lines[-1]) if lines else ({}, None)
+        said = said_of_held(held) if held is not None else said_of(space, job_id, where, lines)
+        restorable = where == "ended" and Letters(operator.client, space.backlog.keys).has(job_id, space.registry.queues())
+    last = lines[-1] if lines else None
     ended = last is not None and where == "ended" and last.event in ENDS
     return Explanation(
         id=job_id,
@@ -102,21 +111,59 @@ def explain(operator: Operator, asked: str) -> Explanation:
         asked_at=now,
         state=where,
         end=next(end for end in ENDS if last is not None and end == last.event) if ended else None,
-        task=first.get("task") if held is None else held.task,
-        criticality=first.get("criticality") if held is None else held.criticality,
         lane=lane,
         reason=None if held is None else held.reason,
         since_at=held.held_ms / 1000 if held is not None else (last.at if last is not None and ended else None),
-        expires_at=None if held is None or held.expires_ms is None else held.expires_ms / 1000,
+        overdue=where == "queued" and said["expires_at"] is not None and said["expires_at"] <= now,
+        restorable=restorable,
         ahead=ahead,
         detail=None if held is None else held.detail,
-        tenant=None if held is None else held.tenant,
-        tag=None if held is None else held.tag,
         holds=None if held is None else held.holds,
         remedy=None if held is None else remedy_for(held),
         story=tuple(Told(told_at=line.at, event=line.event, words=in_words(line), facts=line.facts) for line in lines),
         ways=ways,
         hindrances=obstacles,
+        **said,
+    )
+
+
+class Said(TypedDict):
+    """What was said of a job when it was sent."""
+
+    task: str | None
+    criticality: Criticality | None
+    expires_at: float | None
+    tenant: str | None
+    tag: str | None
+
+
+def said_of_held(held: HeldFacts) -> Said:
+    return Said(
+        task=held.task,
+        criticality=held.criticality,
+        expires_at=None if held.expires_ms is None else held.expires_ms / 1000,
+        tenant=held.tenant,
+        tag=held.tag,
+    )
+
+
+def said_of(space: Space, job_id: str, where: Where, lines: Sequence[Line]) -> Said:
+    """From the message of a job that is queued or runs; of another one its story knows some."""
+    told = lines[0].facts if lines else {}
+    said = Said(task=told.get("task"), criticality=told.get("criticality"), expires_at=None, tenant=None, tag=None)
+    place = space.backlog.place(job_id, space.registry.queues()) if where in ("queued", "running") else None
+    body = None if place is None else Letters(space.backlog.client, space.backlog.keys).live_body(*place)
+    message = None if body is None else readable(body)
+    if message is None:
+        return said
+    stamp = stamp_of(message)
+    criticality, expires_ms, tag = (stamp.get(name) for name in ("criticality", "expires_ms", "tag"))
+    return Said(
+        task=message.actor_name,
+        criticality=criticality if is_criticality(criticality) else said["criticality"],
+        expires_at=expires_ms / 1000 if isinstance(expires_ms, int | float) else None,
+        tenant=tenant_of(message),
+        tag=tag if isinstance(tag, str) else "",
     )
 
 
@@ -139,6 +186,19 @@ def locate(space: Space, job_id: str) -> tuple[Where, str | None, HeldFacts | No
         if where is not None:
             return where, lane, held
     return "lost", lane, None
+
+
+def in_place(space: Space, job_id: str, where: Where) -> str:
+    """Where a job is, as the end of a sentence."""
+    if where != "ended":
+        return f"it is {where}"
+    end = end_told(space.stories.of(job_id))
+    return "it has ended" if end is None else f"it has ended as {end}"
+
+
+def end_told(story: Sequence[Line]) -> End | None:
+    """How a job ended at last, as its story tells it."""
+    return next((end for line in reversed(story) for end in ENDS if end == line.event), None)
 
 
 def ahead_of(space: Space, held: HeldFacts) -> int:
@@ -223,6 +283,12 @@ def in_words(line: Line) -> str:
             return f"released by {facts.get('by')} after {about(facts.get('held_s', 0))}"
         case "expired":
             return f"expired{' while held' if facts.get('while') == 'held' else ''}; no call was made after that"
+        case "discarded" if "because" in facts:
+            return f"discarded by {facts.get('who')}: {facts['because']}; it is kept with the dead letters for 7 days"
+        case "restored":
+            had, reason = facts.get("ended"), facts.get("reason")
+            after = "" if had is None else f" (it had ended as {had})"
+            return f"restored by {facts.get('who')}{after}{'' if reason is None else f': {reason}'}; it begins anew"
         case "failed":
             return f"failed for good{served}; it is kept with the dead letters for 7 days"
         case event:

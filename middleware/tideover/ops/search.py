@@ -20,7 +20,11 @@ from tideover.store.facts import GROUP, HEAD, SHARED, TICKS, UUID_BYTES, Facet, 
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 MOST_LOOKED = 100_000
-"""Jobs that one question looks at one by one; the answer says so when it stops there."""
+"""Jobs that one question looks at one by one; the answer says so when it stops there.
+
+They are the most urgent ones, not those that were held last: the answer lists the most urgent first, a cursor can go on behind
+them, and jobs that were held for long (`held_for_s`), or that expire soon, are among the first.
+"""
 
 Share = Literal["none", "all", "some"]
 """How many jobs of a group are meant. *some*: only the facts of each can tell."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import anthropic
 import httpx2
 
 from tideover import clock
@@ -104,6 +105,12 @@ def failed(route: str, error: Exception) -> Tried:
         why = f"cannot carry {', '.join(error.what)}"
         return Tried(route, Outcome(kind="caller", scope="job", why=why), error=error)
     return Tried(route, of_exception(error, now=clock.now()), error=error)
+
+
+def unanswered(route: str) -> Tried:
+    """What a call comes to that was given up because its job's time limit was near: what the SDK makes of a timeout."""
+    request = httpx2.Request("POST", settings().route(route).base_url or "https://provider")
+    return failed(route, anthropic.APITimeoutError(request=request))
 
 
 def chat_options(route: str, model: str, request: Any) -> dict[str, Any]:

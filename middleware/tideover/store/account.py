@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tideover import clock
 from tideover.core.job import ENDS, End
@@ -79,6 +79,22 @@ class NewJob:
         return "\t".join((self.tenant, key.replace("\t", " "), queue, digest))
 
 
+class Ended(NamedTuple):
+    """A fetched job that has come to an end."""
+
+    redis_id: str
+    job_id: str
+    end: End
+    tenant: str = ""
+
+    def more(self) -> str:
+        """What is to be said of it but that it succeeded, as the script reads it."""
+        if self.end == "succeeded" and not self.tenant and self.job_id == self.redis_id:
+            return ""
+        keep = self.end in ("failed", "expired", "discarded")
+        return f"{self.end}\t{int(keep)}\t{self.tenant}\t{self.job_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """How many jobs may live at once, in all and of each tenant; None: any number."""
@@ -148,11 +164,15 @@ class Ledger:
 
     def settle(self, worker: str, queue: str, redis_id: str, job_id: str, end: End, tenant: str = "") -> bool:
         """Ends a fetched job. False: it is not this worker's any more, and whoever has it will end it."""
+        return self.settle_all(worker, queue, [Ended(redis_id, job_id, end, tenant)])[0]
+
+    def settle_all(self, worker: str, queue: str, jobs: Sequence[Ended]) -> list[bool]:
+        """Ends fetched jobs of one list; for each, whether it was still this worker's."""
         k = self.keys
         keys = [k.acks(worker, queue), k.msgs(queue), k.account, k.marks(queue), k.adopted, k.places]
         keys += [k.dead(queue), k.dead_msgs(queue), k.tenants]
-        keep = end in ("failed", "expired", "discarded")
-        return bool(self.scripts.run("settle-9", keys, [redis_id, job_id, end, int(keep), tenant]))
+        args = [part for job in jobs for part in (job.redis_id, job.more())]
+        return [bool(code) for code in self.scripts.run("settle-9", keys, args)]
 
     def read(self) -> Account:
         """The account at one instant: read again while that instant knows a worker or a queue that was not counted.

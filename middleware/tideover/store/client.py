@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any, Final, Self, TypeAlias
+from traceback import walk_tb
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
@@ -189,15 +190,41 @@ class Scripts:
 
 
 @contextmanager
-def store_errors(doing: str) -> Iterator[None]:
-    """Turns what redis-py raises into `StoreUnavailable`, which says what failed and what to do."""
+def store_errors(doing: str, *, accepts: Literal["a job", "jobs", "nothing"] = "a job") -> Iterator[None]:
+    """Turns what redis-py raises into `StoreUnavailable`, which says what failed, what was accepted, and what to do.
+
+    `accepts`: what one command accepts; *jobs*: several commands do it, so that some may have been accepted in any case.
+    """
     try:
         yield
     except FAILED as error:
-        raise StoreUnavailable(
+        maybe = accepts == "jobs" or (accepts == "a job" and may_be_done(error))
+        raised = StoreUnavailable(
             f"{doing}: Redis did not answer or refused ({type(error).__name__}: {str(error)[:200]}). "
-            f"Nothing was accepted. {remedy(error)}"
-        ) from error
+            f"{MAY_BE_ACCEPTED if maybe else 'Nothing was accepted'}. {remedy(error)}"
+        )
+        raised.may_be_accepted = maybe
+        raise raised from error
+
+
+MAY_BE_ACCEPTED = (
+    "It may have been accepted, because only the answer may be lost: with an idempotency_key, sending again adds nothing twice"
+)
+
+
+def may_be_done(error: BaseException) -> bool:
+    """Whether Redis may have done what it was asked: it did not refuse, and there was a connection to ask over.
+
+    redis-py repeats a command whose answer was lost, and its error is of the last time. So it is where the first connection was
+    sought that tells, not what the error says. A cluster's client seeks another one after an answer was lost.
+    """
+    if isinstance(error, (ResponseError, BusyLoadingError, redis.AuthenticationError)):
+        return False
+    calls = [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)]
+    if "client_of_cluster" in calls:
+        return False
+    in_cluster = any(frame.f_globals.get("__name__") == "redis.cluster" for frame, _ in walk_tb(error.__traceback__))
+    return in_cluster or "get_connection" not in calls
 
 
 def remedy(error: Exception) -> str:

@@ -16,7 +16,7 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | key | type | holds | lives |
 |---|---|---|---|
 | `account` | hash | accepted and the ends, as counters | for ever |
-| `counters` | hash | holds, releases, openings, recovered: not part of the sum | for ever |
+| `counters` | hash | holds, releases, openings, recovered, restored, tidied: not part of the sum | for ever |
 | `tenants` | hash | tenant → its live jobs, of those sent with a tenant | while it has jobs |
 | `once:<day>` | hash | id of a job sent with an idempotency key → its list and a digest of its arguments | 2 days |
 | `group:<group>` | set | job ids of a group's members that have succeeded | 30 days |

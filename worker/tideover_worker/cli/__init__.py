@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backlog": ("tideover_worker.cli.backlog", "List held jobs, and what is queued beside them."),
     "explain": ("tideover_worker.cli.explain", "Tell what happened to a job, where it is, and what would free it."),
     "release": ("tideover_worker.cli.release", "Put held jobs back on their queues now."),
+    "discard": ("tideover_worker.cli.discard", "End held jobs; they can be restored for 7 days."),
+    "restore": ("tideover_worker.cli.restore", "Put jobs that failed, expired or were discarded back on their queues."),
     "bypass": ("tideover_worker.cli.bypass", "Switch tideover off and on: the emergency switch."),
     "worker": ("tideover_worker.cli.worker", "Run worker processes."),
     "embedded": ("tideover_worker.cli.embedded", "Look after the private Valkey of this directory."),

@@ -80,9 +80,10 @@ def backlog(
 ) -> None:
     """List held jobs, the most urgent first: those whose expiry, or longest wait, comes first.
 
-    Arguments of jobs are never shown: they hold prompts. Filters may be combined. No index knows ages and expiries, so
-    --held-for and --expires-before look at up to 100,000 jobs one by one, and say so when that was not all; the cursor goes on
-    behind these. Piped, the number of jobs beyond the limit, and the cursor, go to stderr.
+    Arguments of jobs are never shown: they hold prompts. Filters may be combined. No index knows ages, nor --tenant and --tag
+    where there are so many that some share a group, nor --expires-before within the jobs that go by then. These filters look at
+    jobs one by one, the 100,000 most urgent (not the newest), and say so when that was not all; the cursor goes on behind
+    these, so that all pages together miss none. Piped, the number of jobs beyond the limit, and the cursor, go to stderr.
     """
     from tideover import ops
 

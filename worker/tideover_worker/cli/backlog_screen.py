@@ -63,7 +63,7 @@ def waits_for(job: HeldJob) -> str:
 def beyond(found: Listing, *, first: bool) -> Iterator[str]:
     """What is not on this page, and how to get there."""
     if found.gave_up:
-        yield f"looked at {found.looked_at:,} held jobs one by one and stopped there; others may match, too"
+        yield stopped(found.looked_at, first=first)
     if found.next is not None:
         left = f"{found.matching - len(found.jobs):,} more" if first and found.complete else "there may be more"
         yield f"{left}; --after {found.next} goes on"
@@ -92,7 +92,13 @@ def of_counts(found: Breakdown) -> Iterator[RenderableType]:
 
 def uncounted(found: Breakdown) -> Iterator[str]:
     if not found.complete:
-        yield f"looked at {found.looked_at:,} held jobs one by one and stopped there; others may match, too"
+        yield stopped(found.looked_at, first=True)
+
+
+def stopped(looked_at: int, *, first: bool) -> str:
+    """What a filter without an index has looked at: the jobs that go first, not those that were held last."""
+    which = "most urgent" if first else "next most urgent"
+    return f"looked at the {looked_at:,} {which} held jobs one by one and stopped there; less urgent ones may match, too"
 
 
 def of_preview(found: Preview) -> Iterator[RenderableType]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -22,3 +23,12 @@ class Duration(click.ParamType[float]):
         if match is None or not 0 < int(match[1]) * UNITS[match[2]] <= LONGEST_S:
             self.fail(f"{value!r} is no duration; write 90s, 15m, 2h or 1d, ten years at the most", param, ctx)
         return float(int(match[1]) * UNITS[match[2]])
+
+
+class DurationOrNever(Duration):
+    """A duration, or the word never: infinitely many seconds."""
+
+    name = "duration or never"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return math.inf if value == "never" else super().convert(value, param, ctx)

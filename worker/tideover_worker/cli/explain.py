@@ -20,10 +20,15 @@ LOOKS = {
     "queued": ("●", "cyan"),
     "running": ("●", "cyan"),
     "held": ("▲", "yellow"),
+    "expired": ("■", "yellow"),
+    "discarded": ("■", "yellow"),
+    "failed": ("✖", "red"),
     "succeeded": ("✔", "green"),
     "ended": ("■", "bold"),
     "lost": ("✖", "bold red"),
 }
+
+OVERDUE = "no worker has reached it; once one does it ends as expired, and no call is made"
 
 
 @click.command(
@@ -39,8 +44,9 @@ Examples:
 def explain(*, job: str, namespaces: tuple[str, ...], as_json: bool) -> None:
     """Tell what happened to a job, where it is now and why, what would free it and when that is expected.
 
-    Stories are kept for 7 days, for jobs that were held, rerouted, expired or failed. Exit code 1: nothing is known of it.
-    Piped, each line is an instant, an event and what it says.
+    Stories are kept for 7 days, for jobs that were held, rerouted, expired, discarded or failed. A queued job is found by its
+    whole id; past its expiry it is overdue: it ends as expired once a worker reaches it, and no call is made. Exit code 1:
+    nothing is known of it. Piped, each line is an instant, an event and what it says.
     """
     from tideover import ops
 
@@ -64,8 +70,12 @@ def lines(found: Explanation) -> Iterator[tuple[object, ...]]:
     yield from (("", name, value) for name, value in whose(found) if value)
     for way in found.ways:
         yield "" if way.expected_at is None else iso(way.expected_at), "expected", f"{way.breaker} {way.words}"
+    if found.overdue:
+        yield "", "overdue", OVERDUE
     if found.remedy is not None:
         yield "", "remedy", found.remedy
+    if found.restorable:
+        yield "", "restorable", f"tideover restore {found.id}"
     for hindrance in found.hindrances:
         yield "", "hindrance", hindrance
     if found.expires_at is not None:
@@ -77,6 +87,8 @@ def now_words(found: Explanation) -> Iterator[str]:
     from tideover.ops import about
 
     yield found.state if found.end is None else found.end
+    if found.overdue:
+        yield "and overdue"
     if found.since_at is not None:
         since = about(found.asked_at - found.since_at)
         yield f"for {since}" if found.end is None else f"{since} ago"
@@ -90,6 +102,17 @@ def now_words(found: Explanation) -> Iterator[str]:
         yield f"(held {found.holds} times so far)"
 
 
+def expiry(found: Explanation, expires_at: float) -> tuple[str, str]:
+    """What is to be said of a live job's expiry, and in which style."""
+    from tideover.ops import about
+
+    if found.overdue:
+        return f"Overdue: its expiry passed {about(found.asked_at - expires_at)} ago, and {OVERDUE}.", "yellow"
+    if expires_at <= found.asked_at:
+        return f"Its expiry passed {about(found.asked_at - expires_at)} ago; no call is made after that.", "yellow"
+    return f"Expires in {about(expires_at - found.asked_at)}; no call is made after that.", ""
+
+
 def whose(found: Explanation) -> tuple[tuple[str, str | None], ...]:
     return ("tenant", found.tenant), ("tag", found.tag)
 
@@ -97,7 +120,7 @@ def whose(found: Explanation) -> tuple[tuple[str, str | None], ...]:
 def screen(found: Explanation) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from tideover.ops import about, iso
+    from tideover.ops import iso
 
     symbol, style = LOOKS.get(found.end or found.state, LOOKS["ended"])
     owners = (f"{name} {value}" for name, value in whose(found) if value)
@@ -112,8 +135,10 @@ def screen(found: Explanation) -> Iterator[RenderableType]:
     for hindrance in found.hindrances:
         yield Text(f"  ! {hindrance}", style="red")
     if found.expires_at is not None:
-        yield Text(f"Expires in {about(found.expires_at - found.asked_at)}; no call is made after that.")
+        yield Text(*expiry(found, found.expires_at))
     if found.remedy is not None:
         yield Text(f"\n{found.remedy}.", style="yellow")
     elif found.state == "held":
         yield Text(f"Run it now, whatever the breakers say: tideover release {found.id} --force", style="dim")
+    elif found.restorable:
+        yield Text(f"Let it begin anew: tideover restore {found.id}", style="dim")

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of the JSON documents; it moves when a field goes or changes its meaning."""
+
+MOST_UNSEEN = 1000
+"""Jobs that an act moves without a progress bar."""
 
 as_json = click.option("--json", "as_json", is_flag=True, help='Print one JSON document with "schema": 1.')
 namespaces = click.option(
@@ -69,6 +72,26 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
+
+
+@contextmanager
+def progress_of(jobs: int, doing: str) -> Iterator[Callable[[int], Any]]:
+    """A bar on the terminal for an act that takes a while."""
+    if jobs <= MOST_UNSEEN or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=jobs)
+        yield lambda n: bar.advance(task, n)
+
+
+def can_ask() -> bool:
+    """Whether somebody sits at a terminal, who can be asked."""
+    return sys.stdin.isatty() and on_terminal()
 
 
 def on_terminal() -> bool:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,14 +12,10 @@ from tideover_worker.cli import backlog_screen, output
 from tideover_worker.cli.backlog import facets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from tideover.ops import Operator, Preview, Release, Selection
 
 MOST_UNASKED = 20
 """Jobs that are released without a question."""
-MOST_UNSEEN = 1000
-"""Jobs that are released without a progress bar."""
 
 GROUP_COLUMNS = ("jobs", "goes", "namespace", "lane", "task", "criticality", "reason", "waits_for", "tenant", "tag")
 
@@ -89,7 +84,7 @@ def confirm(plan: Preview, *, yes: bool) -> None:
     if yes or plan.would_go <= MOST_UNASKED:
         return
     what = f"{plan.would_go:,} jobs at once{', whatever their breakers say' if plan.forced else ''}"
-    if not (sys.stdin.isatty() and output.on_terminal()):
+    if not output.can_ask():
         raise Refused(f"this would release {what}, and there is nobody to ask; --yes says that it is meant")
     if not click.confirm(f"Release {what}?", err=True):
         raise Refused("nothing was released")
@@ -98,23 +93,8 @@ def confirm(plan: Preview, *, yes: bool) -> None:
 def carry_out(operator: Operator, selection: Selection, *, why: str | None, force: bool) -> Release:
     from tideover import ops
 
-    with progress_of(selection.size) as progress:
+    with output.progress_of(selection.size, "Releasing") as progress:
         return ops.release(operator, selection, who=output.who(), why=why, force=force, progress=progress)
-
-
-@contextmanager
-def progress_of(jobs: int) -> Iterator[Callable[[int], Any]]:
-    """A bar on the terminal for a release that takes a while."""
-    if jobs <= MOST_UNSEEN or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("Releasing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=jobs)
-        yield lambda n: bar.advance(task, n)
 
 
 def show_preview(plan: Preview, *, as_json: bool) -> None:

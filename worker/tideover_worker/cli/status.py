@@ -39,7 +39,8 @@ def status(*, watch_s: float | None, namespaces: tuple[str, ...], as_json: bool)
     """How things stand: one sentence, then breakers, routes, backlog and workers.
 
     The account says: accepted = queued + running + held + ended. What is missing from that sum is lost, and then the exit
-    code is 1. Piped, each line is namespace, item, name, field and value.
+    code is 1. A queued job past its expiry counts as queued until a worker reaches it; `tideover explain` says that it is
+    overdue. Piped, each line is namespace, item, name, field and value.
     """
     from tideover import ops
 
