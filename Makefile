@@ -19,8 +19,8 @@ setup: $(DEV) ## make .venv with everything that development needs
 demo: $(RUN) ## the whole story on this machine, in under a minute
 	@$(BIN)/tideover demo
 
-test: $(DEV) ## run the tests
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q
+test: $(DEV) ## run the tests, but for the slow ones
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q -m "not slow"
 
 check: lint types $(DEV) ## everything that CI checks
 	$(BIN)/lint-imports

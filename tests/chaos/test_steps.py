@@ -280,6 +280,7 @@ def places_for(way: Way, tap: Tap) -> list[int]:
             return [at for like, at in known.values() if like == way]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("walk", WALKS)
 def test_each_step_may_go_wrong(walk: str, way: Way, place: Place, record_property: Callable[[str, object], None]) -> None:
