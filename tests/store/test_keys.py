@@ -156,8 +156,8 @@ def test_one_hash_tag_keeps_a_namespace_together(namespace: str) -> None:
 @given(st.lists(st.text(st.characters(exclude_characters="|"), min_size=1), min_size=1, max_size=4))
 def test_a_wait_key_does_not_depend_on_the_order(breakers: list[str]) -> None:
     """Jobs that wait for the same breakers share a group."""
-    assert wait_key_text(breakers) == wait_key_text(list(reversed(breakers)))
-    assert sorted(breakers) == wait_key_text(breakers).split("|")
+    assert wait_key_text(tuple(breakers)) == wait_key_text(tuple(reversed(breakers)))
+    assert sorted(breakers) == wait_key_text(tuple(breakers)).split("|")
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

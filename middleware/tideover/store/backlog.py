@@ -10,12 +10,14 @@ from itertools import islice, product
 from typing import Any, Literal, NamedTuple
 
 from tideover.core.route import Mark, Permit
-from tideover.store.client import Client, Scripts, starting, text
+from tideover.store.client import Client, Scripts, apart, starting, text
 from tideover.store.facts import FIXED, GROUP, HEAD, Facet, Group, HeldFacts, Member, encoded, packed_id, text_id
 from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
 from tideover.store.walk import AT_ONCE, MOST_READ, Place, Walk, bounds
 
 PAGE = 500
+HELD_AT_ONCE = 128
+"""Jobs that one script holds. While Redis rewrites its log it copies each page that it touches: more could block it for 10 ms."""
 MOST_GROUPS = 5000
 """Groups of a queue; beyond that tenants and tags share some."""
 
@@ -55,14 +57,16 @@ class Backlog:
         """Up to `n` jobs for a worker, and the ids of such whose body is gone."""
         k = self.keys
         keys = [k.queue(queue), k.msgs(queue), k.acks(worker, queue), k.heartbeats, k.marks(queue), k.queues]
-        ids, bodies, marks = self.scripts.run("fetch-6", keys, [min(n, PAGE), worker, queue_of(queue)])
+        sizes, whole, marks = self.scripts.run("fetch-6", keys, [min(n, PAGE), worker, queue_of(queue)])
+        said = apart(sizes, whole)
+        ids, bodies = said[: len(said) // 2], said[len(said) // 2 :]
         marked = {int(i): Mark.parse(text(mark)) for i, mark in zip(marks[::2], marks[1::2], strict=True)}
         jobs, missing = [], []
-        for i, (redis_id, body) in enumerate(zip(ids, bodies, strict=True)):
+        for i, (redis_id, body) in enumerate(zip(map(text, ids), bodies, strict=True)):
             if body is None:
-                missing.append(text(redis_id))
+                missing.append(redis_id)
             else:
-                jobs.append(Fetched(text(redis_id), body, marked.get(i, NO_MARK)))
+                jobs.append(Fetched(redis_id, body, marked.get(i, NO_MARK)))
         if missing:
             self.client.srem(k.acks(worker, queue), *missing)
             self.client.hdel(k.marks(queue), *missing)
@@ -70,6 +74,9 @@ class Backlog:
 
     def hold(self, worker: str, queue: str, jobs: Sequence[HeldFacts]) -> list[bool]:
         """Holds fetched jobs; for each, whether it was still this worker's."""
+        if len(jobs) > HELD_AT_ONCE:
+            parts = [jobs[start : start + HELD_AT_ONCE] for start in range(0, len(jobs), HELD_AT_ONCE)]
+            return [held for part in parts for held in self.hold(worker, queue, part)]
         k, most = self.keys, MOST_GROUPS
         keys = [k.acks(worker, queue), k.held(queue), k.facts(queue), k.marks(queue), k.groups(queue), k.counts(queue)]
         facets = [job.facet for job in jobs]

@@ -189,6 +189,20 @@ class Scripts:
         return script(keys=keys, args=args)
 
 
+def apart(sizes: bytes, whole: bytes) -> list[bytes | None]:
+    """What a script put into one answer, because redis-py takes long over each part of one: sizes (-1: none), and all of it.
+
+    >>> apart(b"2 -1 1", b"abc")
+    [b'ab', None, b'c']
+    """
+    parts: list[bytes | None] = []
+    at = 0
+    for size in map(int, sizes.split()):
+        parts.append(whole[at : at + size] if size >= 0 else None)
+        at += max(0, size)
+    return parts
+
+
 @contextmanager
 def store_errors(doing: str, *, accepts: Literal["a job", "jobs", "nothing"] = "a job") -> Iterator[None]:
     """Turns what redis-py raises into `StoreUnavailable`, which says what failed, what was accepted, and what to do.

@@ -47,8 +47,8 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 SCHEMA = 1
 """The shape of our keys and of what tideover writes into messages. A change that older processes cannot read raises it by one;
@@ -70,7 +70,8 @@ def queue_of(name: str) -> str:
     return name.removesuffix(DELAYED_SUFFIX)
 
 
-def wait_key_text(wait_key: Sequence[str]) -> str:
+@lru_cache(maxsize=1024)
+def wait_key_text(wait_key: tuple[str, ...]) -> str:
     """One text for a set of breakers, whatever their order.
 
     >>> wait_key_text(("openai/m", "anthropic/m"))

@@ -38,7 +38,7 @@ for j = 1, n do
 end
 redis.call('zadd', KEYS[2], unpack(members))
 redis.call('hset', KEYS[3], unpack(facts))
-redis.call('hdel', KEYS[4], unpack(marked))
+if redis.call('exists', KEYS[4]) == 1 then redis.call('hdel', KEYS[4], unpack(marked)) end
 local sizes, grown, entered = redis.call('hmget', KEYS[6], unpack(names)), {}, {}
 for i = 1, n_groups do
   local name = names[i]
