@@ -17,7 +17,7 @@ from tideover.store.walk import AT_ONCE, MOST_READ, Place, Walk, bounds
 
 PAGE = 500
 HELD_AT_ONCE = 128
-"""Jobs that one script holds. While Redis rewrites its log it copies each page that it touches: more could block it for 10 ms."""
+"""Jobs that one script holds: of more, a Redis that rewrites its log would copy so many pages that it stood still for 10 ms."""
 MOST_GROUPS = 5000
 """Groups of a queue; beyond that tenants and tags share some."""
 
