@@ -153,7 +153,9 @@ class GatedConsumer(Consumer):
         enough = max(1, self.prefetch // 4)
         if self.prefetch - len(self.taken) < enough:
             self._wait_for_room(enough, GATHER_S)
-        room = self.prefetch - len(self.taken)
+        room = 0 if self.gate.closing else self.prefetch - len(self.taken)
+        if room <= 0:
+            return
         jobs, missing = self.gate.backlog.fetch(self.gate.worker, self.queue, room)
         for lost in missing:
             events.job_body_missing(self.queue, lost)
@@ -161,14 +163,11 @@ class GatedConsumer(Consumer):
             self._idle_s = FIRST_IDLE_S
             self._admit([job for job in jobs if not self._knows(job)])  # given back meanwhile, and ours again
         else:
-            self._wanted = (
-                self.prefetch
-            )  # a job that ends here may have sent one: when all have ended, it is looked for at once
-            self._room.clear()
-            self._room.wait(self._idle_s)
+            self._wait_for_room(self.prefetch + (not self.taken), self._idle_s)  # what ends here may have sent another job
             self._idle_s = min(self.poll_s, self._idle_s * 2)
 
     def _wait_for_room(self, wanted: int, most_s: float) -> None:
+        """Until that many more fit in, but not for longer than that."""
         self._wanted = wanted
         self._room.clear()
         if self.gate.closing or self.prefetch - len(self.taken) < wanted:
