@@ -313,7 +313,7 @@ def test_a_delay_that_ends_in_an_outage(shop: Shop) -> None:
     soon = shop.summary.send_with_options(args=("soon",), delay=300)
     shop.asummary.send_with_options(args=("late",), delay=3_600_000)
     shop.until_all("held", [soon])
-    assert shop.facts(soon).held_ms >= soon.message_timestamp + 300
+    assert shop.facts(soon).held_ms >= soon.message_timestamp + 300 - 20, "but for what two clocks may differ by"
     assert 1 == shop.books()["queued"]
     shop.heal()
     assert "anthropic" == shop.result(soon).partition(":")[0]

@@ -32,7 +32,7 @@ def sign(gate: Gate, registry: Registry) -> float:
     begun_at = clock.monotonic()
     now = registry.beat(gate.worker)
     gate.note_beat(begun_at)
-    clock.follow(now)
+    clock.follow(now, begun_at)
     return now
 
 
