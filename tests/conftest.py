@@ -163,6 +163,13 @@ def key_table() -> KeyTable:
 
 
 @pytest.fixture(autouse=True)
+def own_clock() -> Iterator[None]:
+    """What a worker in this process has learned of Redis' time, or was made to believe, ends with its test."""
+    yield
+    clock._ahead, clock._error = None, 0.0
+
+
+@pytest.fixture(autouse=True)
 def no_leaked_keys(request: pytest.FixtureRequest, key_table: KeyTable) -> Iterator[None]:
     """After each test on the private server, or on one of its own: every key is documented, with its type and lifetime."""
     url = request.getfixturevalue("valkey_url") if "valkey_url" in request.fixturenames else None

@@ -11,13 +11,6 @@ REDIS = 1_800_000_000.0
 NEAR_S = 0.05
 
 
-@pytest.fixture(autouse=True)
-def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis' time is not known yet; whatever is learned here is forgotten afterwards."""
-    monkeypatch.setattr(clock, "_ahead", None)
-    monkeypatch.setattr(clock, "_error", 0.0)
-
-
 def hear(redis_now: float, *, took_s: float = 0.0) -> None:
     """An answer that took so long, and has just come."""
     clock.follow(redis_now, clock.monotonic() - took_s)
