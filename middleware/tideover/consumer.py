@@ -19,7 +19,7 @@ from tideover.core.admission import Expire, Hold
 from tideover.errors import StoreUnavailable
 from tideover.gate import Gate, is_ours, mark_storied, redis_id
 from tideover.stamp import STAMP, stamp_of
-from tideover.store.backlog import Fetched
+from tideover.store.backlog import HELD_AT_ONCE, Fetched
 from tideover.store.client import FAILED
 
 NOT_TAKEN: Final[tuple[type[Exception], ...]] = (*FAILED, StoreUnavailable)
@@ -178,24 +178,26 @@ class GatedConsumer(Consumer):
         return known is not None and not note_of(known).handed_over
 
     def _admit(self, jobs: Sequence[Fetched]) -> None:
-        messages = [message for job in jobs if (message := self._decode(job)) is not None]
-        strangers = [redis_id(message) for message in messages if not is_ours(message.options)]
-        if strangers and self.gate.ledger.adopt(self.gate.worker, self.queue, strangers):
-            events.jobs_adopted(self.queue, len(strangers))
-        held: list[tuple[MessageProxy, Hold]] = []
-        for message in messages:
-            verdict = None if self.delayed else self.gate.verdict(message)
-            match verdict:
-                case None:
-                    self.taken[redis_id(message)] = message
-                    self._ready.append(message)
-                case Hold():
-                    held.append((message, verdict))
-                case Expire():
-                    self.gate.tell_result(message.queue_name, message.actor_name, message.message_id)
-                    self.gate.settle(self.queue, message, "expired")
-        if held:
-            self.gate.hold(self.queue, held)
+        self.gate.hold(self.queue, self._not_admitted(jobs))
+
+    def _not_admitted(self, jobs: Sequence[Fetched]) -> Iterator[tuple[MessageProxy, Hold]]:
+        """Makes the others ready. Asks a few at a time, for the sake of who holds those: Redis works meanwhile."""
+        for start in range(0, len(jobs), HELD_AT_ONCE):
+            messages = [m for job in jobs[start : start + HELD_AT_ONCE] if (m := self._decode(job)) is not None]
+            strangers = [redis_id(message) for message in messages if not is_ours(message.options)]
+            if strangers and self.gate.ledger.adopt(self.gate.worker, self.queue, strangers):
+                events.jobs_adopted(self.queue, len(strangers))
+            for message in messages:
+                verdict = None if self.delayed else self.gate.verdict(message)
+                match verdict:
+                    case None:
+                        self.taken[redis_id(message)] = message
+                        self._ready.append(message)
+                    case Hold():
+                        yield message, verdict
+                    case Expire():
+                        self.gate.tell_result(message.queue_name, message.actor_name, message.message_id)
+                        self.gate.settle(self.queue, message, "expired")
 
     def _decode(self, job: Fetched) -> MessageProxy | None:
         """The message as dramatiq hands it out; one that nobody can read is held for review, as it is."""

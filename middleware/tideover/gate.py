@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -161,14 +161,10 @@ class Gate:
         deaths, most = note_of(message).mark.deaths, self.health.settings.max_deliveries
         return f"{deaths} workers died while they had it (max_deliveries is {most})" if deaths >= most else ""
 
-    def hold(self, queue: str, held: Sequence[tuple[MessageProxy, Hold]]) -> None:
+    def hold(self, queue: str, held: Iterable[tuple[MessageProxy, Hold]]) -> None:
         """Holds fetched messages; this is their acknowledgement. One that was held too often needs review."""
-        most = self.health.settings.max_holds
-        often = needs_review(f"it was held {most:,} times before (max_holds)")
-        held = [(message, often if note_of(message).mark.holds >= most else verdict) for message, verdict in held]
-        held_ms = clock.now_ms()
-        facts = [self._facts(queue, message, verdict, held_ms, nth) for nth, (message, verdict) in enumerate(held)]
-        ours = self.backlog.hold(self.worker, queue, facts)
+        facts: list[HeldFacts] = []
+        ours = self.backlog.hold(self.worker, queue, self._facts_of_each(queue, held, facts))
         done = [fact for fact, ok in zip(facts, ours, strict=True) if ok]
         for (reason, wait_key), n in Counter((fact.reason, fact.wait_key) for fact in done).items():
             events.jobs_held(queue, n, reason, breaker_keys_in(wait_key))
@@ -256,6 +252,16 @@ class Gate:
             self.stories.add(lines)
         except FAILED as error:
             events.store_unavailable("telling stories of jobs", type(error).__name__)
+
+    def _facts_of_each(
+        self, queue: str, held: Iterable[tuple[MessageProxy, Hold]], into: list[HeldFacts]
+    ) -> Iterator[HeldFacts]:
+        most, held_ms = self.health.settings.max_holds, clock.now_ms()
+        often = needs_review(f"it was held {most:,} times before (max_holds)")
+        for nth, (message, verdict) in enumerate(held):
+            why = often if note_of(message).mark.holds >= most else verdict
+            into.append(self._facts(queue, message, why, held_ms, nth))
+            yield into[-1]
 
     def _facts(self, queue: str, message: MessageProxy, verdict: Hold, held_ms: int, nth: int) -> HeldFacts:
         """`held_ms`: now. `nth`: of those held in one go."""

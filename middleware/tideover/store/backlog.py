@@ -16,8 +16,9 @@ from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
 from tideover.store.walk import AT_ONCE, MOST_READ, Place, Walk, bounds
 
 PAGE = 500
-HELD_AT_ONCE = 128
-"""Jobs that one script holds: of more, a Redis that rewrites its log would copy so many pages that it stood still for 10 ms."""
+HELD_AT_ONCE = 64
+"""Jobs that one script holds. With fewer each would cost more; with more Redis would wait longer for the first of them, and one
+that rewrites its log would copy so many pages that it stood still for 10 ms."""
 MOST_GROUPS = 5000
 """Groups of a queue; beyond that tenants and tags share some."""
 
@@ -42,6 +43,15 @@ class Pace:
     rate: float
     burst: float
     most_queued: int
+
+
+def to_hold(queue: str, jobs: Sequence[HeldFacts], facets: Sequence[Facet], most_groups: int) -> list[Any]:
+    """The arguments of the script that holds."""
+    groups = list(dict.fromkeys(facets))
+    args: list[Any] = [queue, most_groups, len(groups), len(jobs), *(part for facet in groups for part in encoded(facet))]
+    for job, facet in zip(jobs, facets, strict=True):
+        args += job.redis_id, *job.packed(facet)
+    return args + [part for job in jobs if job.job_id != job.redis_id for part in (job.job_id, job.redis_id)]
 
 
 class Backlog:
@@ -72,27 +82,35 @@ class Backlog:
             self.client.hdel(k.marks(queue), *missing)
         return jobs, missing
 
-    def hold(self, worker: str, queue: str, jobs: Sequence[HeldFacts]) -> list[bool]:
-        """Holds fetched jobs; for each, whether it was still this worker's."""
-        if len(jobs) > HELD_AT_ONCE:
-            parts = [jobs[start : start + HELD_AT_ONCE] for start in range(0, len(jobs), HELD_AT_ONCE)]
-            return [held for part in parts for held in self.hold(worker, queue, part)]
-        k, most = self.keys, MOST_GROUPS
+    def hold(self, worker: str, queue: str, jobs: Iterable[HeldFacts]) -> list[bool]:
+        """Holds fetched jobs; for each, whether it was still this worker's. While Redis holds some, the next are asked for."""
+        k = self.keys
         keys = [k.acks(worker, queue), k.held(queue), k.facts(queue), k.marks(queue), k.groups(queue), k.counts(queue)]
-        facets = [job.facet for job in jobs]
-        aliases = [part for job in jobs if job.job_id != job.redis_id for part in (job.job_id, job.redis_id)]
-        while True:
+        keys += [k.places, k.counters]
+        parts: list[list[HeldFacts]] = []
+
+        def requests() -> Iterator[list[Any]]:
+            todo = iter(jobs)
+            while part := list(islice(todo, HELD_AT_ONCE)):
+                parts.append(part)
+                yield to_hold(queue, part, [job.facet for job in part], MOST_GROUPS)
+
+        held: list[bool] = []
+        for nth, answer in enumerate(self.scripts.run_each("hold-8", keys, requests())):
+            gone = set(self._share(queue, keys, parts[nth], answer) if answer and answer[0] == b"refused" else answer)
+            held += [i not in gone for i in range(len(parts[nth]))]
+        return held
+
+    def _share(self, queue: str, keys: Sequence[str], jobs: Sequence[HeldFacts], answer: Any) -> Sequence[int]:
+        """Holds jobs of which Redis refused groups: in groups of several tenants. The numbers of those that are gone."""
+        most, facets = MOST_GROUPS, [job.facet for job in jobs]
+        while answer and answer[0] == b"refused":
             groups = list(dict.fromkeys(facets))
-            args: list[Any] = [queue, most, len(groups), len(jobs), *(part for facet in groups for part in encoded(facet))]
-            for job, facet in zip(jobs, facets, strict=True):
-                args += job.redis_id, *job.packed(facet)
-            answer = self.scripts.run("hold-8", [*keys, k.places, k.counters], [*args, *aliases])
-            if not answer or answer[0] != b"refused":
-                gone = set(answer)
-                return [i not in gone for i in range(len(jobs))]
             refused = {groups[int(i)] for i in answer[1:]}
             most *= 2  # for the groups that are shared
             facets = [facet.bucketed() if facet in refused else facet for facet in facets]
+            answer = self.scripts.run("hold-8", keys, to_hold(queue, jobs, facets, most))
+        return [int(i) for i in answer]
 
     def begin(self, worker: str, queue: str, redis_id: str, mark: Mark) -> None:
         """Notes that a worker is about to run a job that was aboard when another worker died."""

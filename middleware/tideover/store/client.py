@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -180,13 +180,64 @@ class Scripts:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._registered: dict[str, Any] = {}
+        self._registered: dict[str, Script] = {}
 
     def run(self, name: str, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
+        return self._script(name)(keys=keys, args=args)
+
+    def run_each(self, name: str, keys: Sequence[str], requests: Iterable[Sequence[Any]]) -> Iterator[Any]:
+        """The answers of one script to each of many requests, in order: the next one is made while Redis works on one.
+
+        The script must be idempotent: what is not answered so is asked again by `run`, which repeats and says what is wrong.
+        """
+        ahead = Ahead(self.client)
+        asked: list[Sequence[Any]] = []
+        try:
+            for args in requests:
+                yield from (ahead.answer(partial(self.run, name, keys, last)) for last in asked)
+                ahead.send("EVALSHA", self._script(name).sha, len(keys), *keys, *args)
+                asked = [args]
+            yield from (ahead.answer(partial(self.run, name, keys, last)) for last in asked)
+        finally:
+            ahead.close()
+
+    def _script(self, name: str) -> Script:
         script = self._registered.get(name)
         if script is None:
             script = self._registered[name] = self.client.register_script(source(name))
-        return script(keys=keys, args=args)
+        return script
+
+
+class Ahead:
+    """A connection on which a command is sent now, and its answer read later. A cluster has none: there all is asked later."""
+
+    def __init__(self, client: Client) -> None:
+        self.pool: Any = getattr(client, "connection_pool", None)
+        self.connection: Any = None
+        self.sent = False
+
+    def send(self, *command: Any) -> None:
+        """Sends a command, if that can be done just now."""
+        if self.pool is not None:
+            with suppress(*FAILED):
+                self.connection = self.connection or self.pool.get_connection()
+                self.connection.send_command(*command)
+                self.sent = True
+
+    def answer(self, otherwise: Callable[[], Any]) -> Any:
+        """What Redis answered to what was sent; if there is no answer, what the other way gives."""
+        if self.sent:
+            self.sent = False
+            with suppress(*FAILED):
+                return self.connection.read_response()
+            self.connection.disconnect()
+        return otherwise()
+
+    def close(self) -> None:
+        if self.connection is not None:
+            if self.sent:
+                self.connection.disconnect()
+            self.pool.release(self.connection)
 
 
 def apart(sizes: bytes, whole: bytes) -> list[bytes | None]:
