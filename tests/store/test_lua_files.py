@@ -75,4 +75,11 @@ def test_every_script_is_run_by_somebody() -> None:
     """No file is left over, and none is missing."""
     folders = [Path(str(files(package))) for package in (tideover, tideover_worker)]
     python = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
-    assert set(NAMES) == set(re.findall(r"run\(\s*\"([a-z]+-[n\d]+)\"", python))
+    assert set(NAMES) == set(re.findall(r"run(?:_each)?\(\s*\"([a-z]+-[n\d]+)\"", python))
+
+
+def test_the_documentation_names_no_script_that_is_gone() -> None:
+    """The number in a name moves with its keys."""
+    repository = Path(__file__).parents[2]
+    text = "".join(path.read_text() for path in [repository / "README.md", *(repository / "docs").rglob("*.md")])
+    assert set() == set(re.findall(r"`([a-z]+-[n\d]+)\.lua`", text)) - set(NAMES)

@@ -199,7 +199,7 @@ class Scripts:
                 asked = [args]
             yield from (ahead.answer(partial(self.run, name, keys, last)) for last in asked)
         finally:
-            ahead.close()
+            ahead.drop()
 
     def _script(self, name: str) -> Script:
         script = self._registered.get(name)
@@ -209,35 +209,39 @@ class Scripts:
 
 
 class Ahead:
-    """A connection on which a command is sent now, and its answer read later. A cluster has none: there all is asked later."""
+    """A command that is sent now, and its answer read later. A cluster has no such thing: there all is asked later."""
 
     def __init__(self, client: Client) -> None:
         self.pool: Any = getattr(client, "connection_pool", None)
         self.connection: Any = None
-        self.sent = False
+        """Of the pool, while an answer is awaited."""
 
     def send(self, *command: Any) -> None:
         """Sends a command, if that can be done just now."""
         if self.pool is not None:
-            with suppress(*FAILED):
-                self.connection = self.connection or self.pool.get_connection()
+            try:
+                self.connection = self.pool.get_connection()
                 self.connection.send_command(*command)
-                self.sent = True
+            except FAILED:
+                self.drop()
 
     def answer(self, otherwise: Callable[[], Any]) -> Any:
         """What Redis answered to what was sent; if there is no answer, what the other way gives."""
-        if self.sent:
-            self.sent = False
+        if self.connection is not None:
             with suppress(*FAILED):
-                return self.connection.read_response()
-            self.connection.disconnect()
+                answered = self.connection.read_response()
+                self.pool.release(self.connection)
+                self.connection = None
+                return answered
+            self.drop()
         return otherwise()
 
-    def close(self) -> None:
+    def drop(self) -> None:
+        """Waits for no answer any more."""
         if self.connection is not None:
-            if self.sent:
-                self.connection.disconnect()
+            self.connection.disconnect()
             self.pool.release(self.connection)
+            self.connection = None
 
 
 def apart(sizes: bytes, whole: bytes) -> list[bytes | None]:
