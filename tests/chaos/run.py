@@ -137,17 +137,18 @@ def count(stage: Stage, what: str) -> int:
 
 
 def wait_for_the_end(stage: Stage, watch: Watch) -> None:
-    """Until every job has ended by tideover's account; for stock, by the ledger. Or until nothing moves any more."""
-    finished, since, pause = -1, time.monotonic(), threading.Event()
+    """Until every job has ended by tideover's account; for stock, by the ledger. Or until nothing moves any more.
+
+    Jobs that run again and again move nothing: of a group that two workers completed stock may enqueue the callback for ever.
+    """
+    seen, since, pause = None, time.monotonic(), threading.Event()
     while time.monotonic() - since < PATIENCE_S:
         pause.wait(LOOK_S)
         stage.supervise()
-        lines = read(stage.ledger)
-        now = sum(line["what"] == "finished" for line in lines)
-        finished, since = now, since if now == finished else time.monotonic()
-        if stage.stock and not unfinished(lines):
+        left, account = len(unfinished(read(stage.ledger))), watch.account
+        seen, since = (left, account), since if (left, account) == seen else time.monotonic()
+        if stage.stock and not left:
             return
-        account = watch.account
         if account is not None and account.queued == account.running == account.held == 0:
             return
 
