@@ -142,10 +142,6 @@ class Runner(WorkerThread):
             self.consumers[message.queue_name].requeue_messages([message])
             self.work_queue.task_done()
             return None
-        if not self.still_has(message, waiting=True):
-            self.gate.forget(message)
-            self.work_queue.task_done()
-            return None
         task = self.broker.actors.get(message.actor_name)
         coroutine = task.coroutine if isinstance(task, AITask) else None
         deferrable = isinstance(task, AITask) and criticality_of(message, task) == "deferrable"
@@ -153,7 +149,10 @@ class Runner(WorkerThread):
         if not slots.take(message, deferrable):
             return None
         processing.set(message)
-        if self.stopped_at_the_gate(message):
+        if not self.still_has(message, waiting=True):  # asked last, because it may have waited long for its place
+            self.gate.forget(message)
+            self.work_queue.task_done()
+        elif self.stopped_at_the_gate(message):
             self.finish(message)
         elif coroutine is None:
             self.run_function(message)
