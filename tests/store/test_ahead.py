@@ -10,9 +10,10 @@ import pytest
 import redis
 
 from tideover.store.backlog import HELD_AT_ONCE, Backlog
-from tideover.store.client import FAILED, connect, source
+from tideover.store.client import FAILED, connect
 from tideover.store.facts import HeldFacts
 from tideover.store.keys import Keys
+from tideover.store.scripts import source
 
 if TYPE_CHECKING:
     from tests.conftest import WaitUntil

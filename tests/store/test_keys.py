@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tideover import clock
 from tideover.store import keys as keys_module
-from tideover.store.client import Scripts, lease
 from tideover.store.keys import Keys, wait_key_text
 from tideover.store.registry import namespaces
+from tideover.store.scripts import Scripts, lease
 from tideover.store.stories import Line
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import redis
 
 import tideover
 import tideover_worker
-from tideover.store.client import source
+from tideover.store.scripts import source
 
 SCRIPTS = sorted(Path(str(files("tideover.store") / "lua")).iterdir())
 NAMES = [path.stem for path in SCRIPTS]

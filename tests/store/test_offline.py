@@ -19,12 +19,13 @@ from tideover.errors import StoreUnavailable
 from tideover.store.account import Ended, Ledger, NewJob, Room
 from tideover.store.backlog import Backlog
 from tideover.store.breakers import Breakers
-from tideover.store.client import FAILED, GONE, connect, lazy_client, lease, store_errors
+from tideover.store.client import FAILED, GONE, connect, lazy_client, store_errors
 from tideover.store.facts import Facet, Group, HeldFacts, Member
 from tideover.store.keys import Keys
 from tideover.store.letters import Letters
 from tideover.store.registry import Registry, namespaces
 from tideover.store.removal import Removal
+from tideover.store.scripts import lease
 from tideover.store.stories import Line, Stories
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable
 
 from tideover import events
-from tideover.store.client import FAILED, LEASE_LOST, Client, lease
+from tideover.store.client import FAILED, LEASE_LOST, Client
+from tideover.store.scripts import lease
 
 
 class Lease:

@@ -10,8 +10,9 @@ from dramatiq.message import Message
 from dramatiq.middleware import GroupCallbacks, Middleware
 from dramatiq.rate_limits.backends import RedisBackend
 
-from tideover.store.client import Client, Scripts
+from tideover.store.client import Client
 from tideover.store.keys import Keys
+from tideover.store.scripts import Scripts
 
 
 def takes_over(middleware: Middleware) -> bool:

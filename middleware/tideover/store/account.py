@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 from tideover import clock
 from tideover.core.job import ENDS, End
-from tideover.store.client import Client, Scripts, pairs, text
+from tideover.store.client import Client, text
 from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
+from tideover.store.scripts import Scripts, pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

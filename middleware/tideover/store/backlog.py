@@ -10,9 +10,10 @@ from itertools import islice, product
 from typing import Any, Literal, NamedTuple
 
 from tideover.core.route import Mark, Permit
-from tideover.store.client import Client, Scripts, apart, starting, text
+from tideover.store.client import Client, starting, text
 from tideover.store.facts import FIXED, GROUP, HEAD, Facet, Group, HeldFacts, Member, encoded, packed_id, text_id
 from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
+from tideover.store.scripts import Scripts, apart
 from tideover.store.walk import AT_ONCE, MOST_READ, Place, Walk, bounds
 
 PAGE = 500

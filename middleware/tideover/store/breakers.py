@@ -9,8 +9,9 @@ from math import ceil
 from typing import Any
 
 from tideover.core.breaker import CLOSED, Breaker, State, Transition, Window, generation_after
-from tideover.store.client import Client, Scripts, pairs, text
+from tideover.store.client import Client, text
 from tideover.store.keys import Keys
+from tideover.store.scripts import Scripts, pairs
 
 STATES: dict[str, State] = {"closed": "closed", "open": "open", "half-open": "half-open", "recovering": "recovering"}
 

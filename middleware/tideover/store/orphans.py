@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Literal
 
 from tideover.store.backlog import PAGE
-from tideover.store.client import Client, Scripts, text
+from tideover.store.client import Client, text
 from tideover.store.keys import DELAYED_SUFFIX, Keys
+from tideover.store.scripts import Scripts
 
 Note = tuple[str, str, str]
 """Its field, what it says ('' if that is all one), and the Redis id of its job."""

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tideover.errors import ConfigurationError
-from tideover.store.client import Client, Scripts, text
+from tideover.store.client import Client, text
 from tideover.store.keys import DELAYED_SUFFIX, NAMESPACES, SCHEMA, Keys
+from tideover.store.scripts import Scripts
 
 STRANGERS_S = 3600
 """How long workers without tideover are remembered after the last of them was seen."""

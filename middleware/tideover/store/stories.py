@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tideover import clock
-from tideover.store.client import Client, Scripts, starting, text
+from tideover.store.client import Client, starting, text
 from tideover.store.facts import HeldFacts
 from tideover.store.keys import Keys
+from tideover.store.scripts import Scripts
 
 DAYS = 7
 SCAN = 500
