@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 from tideover import clock
 from tideover.core.admission import Reason
@@ -20,6 +21,7 @@ from tideover.ops.standing import Bypass, bypass_of
 from tideover.ops.values import counted
 from tideover.store.client import FAILED
 from tideover.store.facts import GROUP, Facet, HeldFacts
+from tideover.store.keys import wait_key_text
 from tideover.store.stories import Line, told_by
 
 AT_ONCE = 100
@@ -74,7 +76,9 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReleasedJob:
+class MovedJob:
+    """A job with which an act is done."""
+
     id: str
     namespace: str
     task: str
@@ -89,7 +93,7 @@ class Release:
     `untold`: released, but Redis would not take down their stories.
     """
 
-    jobs: tuple[ReleasedJob, ...]
+    jobs: tuple[MovedJob, ...]
     gone: int
     still_held: int
     still_waiting_for: tuple[str, ...]
@@ -99,8 +103,8 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreviewGroup:
-    """Chosen jobs that are alike; `goes`: a breaker that they wait for lets them run, or they wait for none."""
+class ChosenGroup:
+    """Chosen jobs that are alike."""
 
     namespace: str
     lane: str
@@ -111,6 +115,12 @@ class PreviewGroup:
     tenant: str
     tag: str
     jobs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewGroup(ChosenGroup):
+    """`goes`: a breaker that they wait for lets them run, or they wait for none."""
+
     goes: bool
 
 
@@ -224,12 +234,11 @@ def refuse_if_none_may_go(plan: Preview) -> None:
     )
 
 
-def preview(operator: Operator, selection: Selection, *, force: bool) -> Preview:
-    """What `release` would do now; it changes nothing."""
-    leave = leave_for(operator, selection, force=force)
+def groups_of(selection: Selection) -> tuple[ChosenGroup, ...]:
+    """What the chosen jobs have in common, the largest group first."""
     alike = Counter((batch.space.name, batch.queue, batch.facet(m)) for batch in selection.batches for m in batch.members)
-    groups = tuple(
-        PreviewGroup(
+    return tuple(
+        ChosenGroup(
             namespace=namespace,
             lane=queue,
             task=facet.task,
@@ -239,9 +248,17 @@ def preview(operator: Operator, selection: Selection, *, force: bool) -> Preview
             tenant=facet.tenant,
             tag=facet.tag,
             jobs=n,
-            goes=(namespace, facet.wait_key) in leave.permits,
         )
         for (namespace, queue, facet), n in alike.most_common()
+    )
+
+
+def preview(operator: Operator, selection: Selection, *, force: bool) -> Preview:
+    """What `release` would do now; it changes nothing."""
+    leave = leave_for(operator, selection, force=force)
+    groups = tuple(
+        PreviewGroup(**asdict(group), goes=(group.namespace, wait_key_text(group.waits_for)) in leave.permits)
+        for group in groups_of(selection)
     )
     would_go = sum(group.jobs for group in groups if group.goes)
     return Preview(
@@ -266,20 +283,17 @@ def release(
       StoreUnavailable: Redis does not answer any more; the message says how many were released.
     """
     leave = leave_for(operator, selection, force=force)
-    released: list[ReleasedJob] = []
+    released: list[MovedJob] = []
     told = {"by": "hand", "who": who, "reason": why, "forced": force}
     may_go = untold = 0
-    try:
-        with reaching(operator.settings):
-            for batch in selection.batches:
-                for permit, members in steps(batch, leave):
-                    may_go += len(members)
-                    facts, _ = batch.space.backlog.release(batch.queue, members, permit)
-                    released += [released_job(batch, fact) for fact in facts]
-                    untold += tell(batch.space, facts, told)
-                    progress(len(members))
-    except StoreUnavailable as error:
-        raise StoreUnavailable(f"{len(released):,} of {counted(selection.size, 'job')} are released. {error}") from error
+    with telling_how_many(operator, released, selection.size, "released"):
+        for batch in selection.batches:
+            for permit, members in steps(batch, leave):
+                may_go += len(members)
+                facts, _ = batch.space.backlog.release(batch.queue, members, permit)
+                released += [moved_job(batch, fact) for fact in facts]
+                untold += tell(batch.space, facts, told)
+                progress(len(members))
     return Release(
         jobs=tuple(released),
         gone=may_go - len(released),
@@ -305,8 +319,18 @@ def steps(batch: Batch, leave: Leave) -> Iterator[tuple[Permit, list[bytes]]]:
         yield from reversed(by_permit.items())
 
 
-def released_job(batch: Batch, facts: HeldFacts) -> ReleasedJob:
-    return ReleasedJob(id=facts.job_id, namespace=batch.space.name, task=facts.task, lane=facts.queue)
+@contextmanager
+def telling_how_many(operator: Operator, moved: Sized, chosen: int, done: str) -> Iterator[None]:
+    """Has `StoreUnavailable` say with how many of the chosen jobs an act was done."""
+    try:
+        with reaching(operator.settings):
+            yield
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"{len(moved):,} of {counted(chosen, 'job')} are {done}. {error}") from error
+
+
+def moved_job(batch: Batch, facts: HeldFacts) -> MovedJob:
+    return MovedJob(id=facts.job_id, namespace=batch.space.name, task=facts.task, lane=facts.queue)
 
 
 def tell(space: Space, released: Sequence[HeldFacts], told: Mapping[str, object]) -> int:

@@ -3,28 +3,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tideover import events
-from tideover.core.admission import Reason
-from tideover.core.job import Criticality
-from tideover.errors import StoreUnavailable
 from tideover.ops import results
-from tideover.ops.access import Operator, Space, reaching
-from tideover.ops.acts import AT_ONCE, Batch, Progress, Selection, tell_lines
-from tideover.ops.values import counted
+from tideover.ops.access import Operator, Space
+from tideover.ops.acts import (
+    AT_ONCE,
+    Batch,
+    ChosenGroup,
+    MovedJob,
+    Progress,
+    Selection,
+    groups_of,
+    moved_job,
+    tell_lines,
+    telling_how_many,
+)
 from tideover.store.facts import GROUP, Group, HeldFacts, Member
 from tideover.store.stories import Line, told_by
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiscardedJob:
-    id: str
-    namespace: str
-    task: str
-    lane: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,25 +32,10 @@ class Discard:
     their stories.
     """
 
-    jobs: tuple[DiscardedJob, ...]
+    jobs: tuple[MovedJob, ...]
     gone: int
     in_review: int
     untold: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiscardGroup:
-    """Chosen jobs that are alike."""
-
-    namespace: str
-    lane: str
-    task: str
-    criticality: Criticality
-    reason: Reason
-    waits_for: tuple[str, ...]
-    tenant: str
-    tag: str
-    jobs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,27 +44,12 @@ class DiscardPreview:
 
     would_discard: int
     in_review: int
-    groups: tuple[DiscardGroup, ...]
+    groups: tuple[ChosenGroup, ...]
 
 
 def preview_discard(selection: Selection) -> DiscardPreview:
     """What `discard` would do now; it changes nothing."""
-    alike = Counter((batch.space.name, batch.queue, batch.facet(m)) for batch in selection.batches for m in batch.members)
-    groups = (
-        DiscardGroup(
-            namespace=namespace,
-            lane=queue,
-            task=facet.task,
-            criticality=facet.criticality,
-            reason=facet.reason,
-            waits_for=facet.breaker_keys,
-            tenant=facet.tenant,
-            tag=facet.tag,
-            jobs=n,
-        )
-        for (namespace, queue, facet), n in alike.most_common()
-    )
-    return DiscardPreview(would_discard=selection.size, in_review=selection.in_review, groups=tuple(groups))
+    return DiscardPreview(would_discard=selection.size, in_review=selection.in_review, groups=groups_of(selection))
 
 
 def discard(
@@ -92,19 +60,16 @@ def discard(
     Raises:
       StoreUnavailable: Redis does not answer any more; the message says how many were discarded.
     """
-    done: list[DiscardedJob] = []
+    done: list[MovedJob] = []
     untold = 0
-    try:
-        with reaching(operator.settings):
-            for batch in selection.batches:
-                for start in range(0, len(batch.members), AT_ONCE):
-                    members = batch.members[start : start + AT_ONCE]
-                    ended = end(batch, members)
-                    done += [job_of(batch.space, facts) for facts in ended]
-                    untold += tell(operator, batch.space, ended, who, because)
-                    progress(len(members))
-    except StoreUnavailable as error:
-        raise StoreUnavailable(f"{len(done):,} of {counted(selection.size, 'job')} are discarded. {error}") from error
+    with telling_how_many(operator, done, selection.size, "discarded"):
+        for batch in selection.batches:
+            for start in range(0, len(batch.members), AT_ONCE):
+                members = batch.members[start : start + AT_ONCE]
+                ended = end(batch, members)
+                done += [moved_job(batch, facts) for facts in ended]
+                untold += tell(operator, batch.space, ended, who, because)
+                progress(len(members))
     return Discard(jobs=tuple(done), gone=selection.size - len(done), in_review=selection.in_review, untold=untold)
 
 
@@ -129,7 +94,3 @@ def tell(operator: Operator, space: Space, ended: Sequence[HeldFacts], who: str,
         results.fail(operator, facts.queue, facts.task, facts.job_id, "discarded", because)
         events.job_discarded(facts.job_id, facts.task, facts.queue, who, because)
     return untold
-
-
-def job_of(space: Space, facts: HeldFacts) -> DiscardedJob:
-    return DiscardedJob(id=facts.job_id, namespace=space.name, task=facts.task, lane=facts.queue)

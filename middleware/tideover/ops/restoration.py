@@ -13,13 +13,11 @@ from dramatiq.message import Message
 
 from tideover import events
 from tideover.core.job import End
-from tideover.errors import StoreUnavailable
-from tideover.ops.access import Operator, Space, reaching
-from tideover.ops.acts import AT_ONCE, Progress, tell_lines
+from tideover.ops.access import Operator, Space
+from tideover.ops.acts import AT_ONCE, MovedJob, Progress, tell_lines, telling_how_many
 from tideover.ops.dead import DeadLetter, DeadSelection, RestoredBefore, letters_of
 from tideover.ops.renewal import readable, renewed
 from tideover.ops.results import names_of
-from tideover.ops.values import counted
 from tideover.stamp import stamp_of, tenant_of
 from tideover.store.stories import Line
 
@@ -28,13 +26,9 @@ ExpiresIn = float | None | Literal["same"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestoredJob:
+class RestoredJob(MovedJob):
     """`ended`: how it had ended; None: nobody wrote that down."""
 
-    id: str
-    namespace: str
-    task: str
-    lane: str
     ended: End | None
     expires_at: float | None
 
@@ -123,14 +117,10 @@ def restore(
       StoreUnavailable: Redis does not answer any more; the message says how many were restored.
     """
     work = Restoring(operator, who, why, expires_in)
-    try:
-        with reaching(operator.settings):
-            for space, letters in parts(selection.letters):
-                work.part(space, letters)
-                progress(len(letters))
-    except StoreUnavailable as error:
-        done = f"{len(work.jobs):,} of {counted(len(selection.letters), 'job')} are restored"
-        raise StoreUnavailable(f"{done}. {error}") from error
+    with telling_how_many(operator, work.jobs, len(selection.letters), "restored"):
+        for space, letters in parts(selection.letters):
+            work.part(space, letters)
+            progress(len(letters))
     return Restored(
         jobs=tuple(work.jobs),
         before=selection.before,

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tideover_worker.cli import dead_screen, output
+from tideover_worker.cli import acts, output
 from tideover_worker.cli.backlog import facets
+from tideover_worker.cli.backlog_screen import SHORT_ID
 
 if TYPE_CHECKING:
-    from tideover.ops import Discard, DiscardPreview, Operator, Selection
+    from collections.abc import Iterator
+
+    from tideover.ops import Discard, DiscardPreview
 
 GROUP_COLUMNS = ("jobs", "namespace", "lane", "task", "criticality", "reason", "waits_for", "tenant", "tag")
+DISCARD = acts.Act("discard", "discarded", would="end", gone="not held", unasked=0, groups=GROUP_COLUMNS)
 
 
 @click.command(
@@ -26,14 +30,10 @@ Examples:
   tideover restore 3f0c7a1e                                          after all
 """
 )
-@click.argument("jobs", nargs=-1, metavar="[JOB]...")
 @facets
 @click.option("--all", "everything", is_flag=True, help="All held jobs of the namespace.")
 @click.option("--because", metavar="TEXT", required=True, help="Why: for the stories of the jobs, and for who waits for them.")
-@click.option("--dry-run", is_flag=True, help="Show how many and which would end; change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@output.namespaces
-@output.as_json
+@DISCARD.options
 def discard(
     *,
     jobs: tuple[str, ...],
@@ -54,9 +54,7 @@ def discard(
     """
     from tideover import ops
 
-    filtered = any(value is not None for value in chosen.values())
-    if sum((bool(jobs), filtered, everything)) != 1:
-        raise click.UsageError("Say which jobs: their ids, or filters such as --task NAME, or --all.")
+    acts.check_ways(jobs, chosen, everything=everything)
     if not because.strip():
         raise click.UsageError("--because wants a reason: it is all that those who wait for these jobs will learn.")
     with output.operator_of(namespaces) as operator:
@@ -67,68 +65,30 @@ def discard(
         if dry_run:
             show_preview(ops.preview_discard(selection), as_json=as_json)
             return
-        confirm(selection, yes=yes)
-        done = carry_out(operator, selection, because)
+        DISCARD.confirm(selection.size, ops.counted(selection.size, "held job"), yes=yes)
+        with output.progress_of(selection.size, "Discarding") as progress:
+            done = ops.discard(operator, selection, who=output.who(), because=because, progress=progress)
     show(done, as_json=as_json)
 
 
-def confirm(selection: Selection, *, yes: bool) -> None:
-    """Asks, also before a single job; where nobody can be asked it refuses."""
-    from tideover.ops import Refused, counted
-
-    if yes:
-        return
-    what = counted(selection.size, "held job")
-    if not output.can_ask():
-        raise Refused(f"this would discard {what}, and there is nobody to ask; --yes says that it is meant")
-    if not click.confirm(f"Discard {what}?", err=True):
-        raise Refused("nothing was discarded")
-
-
-def carry_out(operator: Operator, selection: Selection, because: str) -> Discard:
-    from tideover import ops
-
-    with output.progress_of(selection.size, "Discarding") as progress:
-        return ops.discard(operator, selection, who=output.who(), because=because, progress=progress)
-
-
 def show_preview(plan: DiscardPreview, *, as_json: bool) -> None:
-    from tideover.ops import as_json as plain_data
     from tideover.ops import counted
 
-    if as_json:
-        output.print_json(plan)
-        return
-    if output.on_terminal():
-        output.print_screen(*dead_screen.of_discard_preview(plan))
-    else:
-        groups = ({**group, "waits_for": "|".join(group["waits_for"])} for group in plain_data(plan)["groups"])
-        output.print_lines(GROUP_COLUMNS, ([group[name] for name in GROUP_COLUMNS] for group in groups))
-        click.echo(f"Would discard {counted(plan.would_discard, 'job')}. Nothing was changed.", err=True)
-    tell_left_behind(plan.in_review)
+    words = f"Would discard {counted(plan.would_discard, 'job')}. Nothing was changed."
+    DISCARD.show_preview(plan, words, left_behind(plan.in_review), as_json=as_json)
 
 
 def show(done: Discard, *, as_json: bool) -> None:
     from tideover.ops import counted
 
-    if as_json:
-        output.print_json(done)
-    elif output.on_terminal():
-        job = done.jobs[0].id[: dead_screen.SHORT_ID] if len(done.jobs) == 1 else "JOB..."
-        back = f" For 7 days `tideover restore {job}` puts {'it' if len(done.jobs) == 1 else 'them'} back."
-        click.echo(f"Discarded {counted(len(done.jobs), 'job')}.{back if done.jobs else ''}")
-    else:
-        rows = ((job.id, job.namespace, job.task, job.lane) for job in done.jobs)
-        output.print_lines(("id", "namespace", "task", "lane"), rows)
-    if done.gone:
-        click.echo(f"{done.gone:,} were not held any more when their turn came.", err=True)
-    if done.untold:
-        click.echo(f"Redis would not take down the stories of {done.untold:,}; they are discarded all the same.", err=True)
-    tell_left_behind(done.in_review)
+    n = len(done.jobs)
+    job, them = (done.jobs[0].id[:SHORT_ID], "it") if n == 1 else ("JOB...", "them")
+    back = f" For 7 days `tideover restore {job}` puts {them} back." if n else ""
+    DISCARD.show(done, f"Discarded {counted(n, 'job')}.{back}", left_behind(done.in_review), as_json=as_json)
 
 
-def tell_left_behind(in_review: int) -> None:
+def left_behind(in_review: int) -> Iterator[str]:
     from tideover.ops import counted
 
     if in_review:
-        click.echo(f"{counted(in_review, 'job')} in need of review stay held; --reason review discards those.", err=True)
+        yield f"{counted(in_review, 'job')} in need of review stay held; --reason review discards those."

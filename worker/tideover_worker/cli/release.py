@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tideover_worker.cli import backlog_screen, output
+from tideover_worker.cli import acts, backlog_screen, output
 from tideover_worker.cli.backlog import facets
 
 if TYPE_CHECKING:
-    from tideover.ops import Operator, Preview, Release, Selection
-
-MOST_UNASKED = 20
-"""Jobs that are released without a question."""
+    from tideover.ops import Preview, Release
 
 GROUP_COLUMNS = ("jobs", "goes", "namespace", "lane", "task", "criticality", "reason", "waits_for", "tenant", "tag")
+RELEASE = acts.Act("release", "released", would="go", gone="not held", unasked=20, groups=GROUP_COLUMNS)
 
 
 @click.command(
@@ -30,15 +28,11 @@ Examples:
   tideover release 3f0c7a1e --force --why 'customer is on the phone'
 """
 )
-@click.argument("jobs", nargs=-1, metavar="[JOB]...")
 @facets
 @click.option("--all", "everything", is_flag=True, help="All held jobs of the namespace.")
 @click.option("--force", is_flag=True, help="Run them now, whatever the breakers say; the calls may fail.")
 @click.option("--why", metavar="TEXT", help="Stands in the stories of the jobs.")
-@click.option("--dry-run", is_flag=True, help="Show how many and which would go; change nothing.")
-@click.option("--yes", is_flag=True, help=f"Do not ask before more than {MOST_UNASKED} jobs.")
-@output.namespaces
-@output.as_json
+@RELEASE.options
 def release(
     *,
     jobs: tuple[str, ...],
@@ -60,9 +54,7 @@ def release(
     """
     from tideover import ops
 
-    filtered = any(value is not None for value in chosen.values())
-    if sum((bool(jobs), filtered, everything)) != 1:
-        raise click.UsageError("Say which jobs: their ids, or filters such as --task NAME, or --all.")
+    acts.check_ways(jobs, chosen, everything=everything)
     with output.operator_of(namespaces) as operator:
         selection = ops.choose_jobs(operator, jobs) if jobs else ops.choose(operator, ops.Filter(**chosen))
         plan = ops.preview(operator, selection, force=force)
@@ -70,65 +62,23 @@ def release(
             show_preview(plan, as_json=as_json)
             return
         ops.refuse_if_none_may_go(plan)
-        confirm(plan, yes=yes)
-        done = carry_out(operator, selection, why=why, force=force)
+        at_once = f"{plan.would_go:,} jobs at once{', whatever their breakers say' if force else ''}"
+        RELEASE.confirm(plan.would_go, at_once, yes=yes)
+        with output.progress_of(selection.size, "Releasing") as progress:
+            done = ops.release(operator, selection, who=output.who(), why=why, force=force, progress=progress)
     show(done, as_json=as_json)
     if done.still_held:
         sys.exit(1)
 
 
-def confirm(plan: Preview, *, yes: bool) -> None:
-    """Asks before many jobs; where nobody can be asked it refuses."""
-    from tideover.ops import Refused
-
-    if yes or plan.would_go <= MOST_UNASKED:
-        return
-    what = f"{plan.would_go:,} jobs at once{', whatever their breakers say' if plan.forced else ''}"
-    if not output.can_ask():
-        raise Refused(f"this would release {what}, and there is nobody to ask; --yes says that it is meant")
-    if not click.confirm(f"Release {what}?", err=True):
-        raise Refused("nothing was released")
-
-
-def carry_out(operator: Operator, selection: Selection, *, why: str | None, force: bool) -> Release:
-    from tideover import ops
-
-    with output.progress_of(selection.size, "Releasing") as progress:
-        return ops.release(operator, selection, who=output.who(), why=why, force=force, progress=progress)
-
-
 def show_preview(plan: Preview, *, as_json: bool) -> None:
-    from tideover.ops import as_json as plain_data
-
-    if as_json:
-        output.print_json(plan)
-    elif output.on_terminal():
-        output.print_screen(*backlog_screen.of_preview(plan))
-    else:
-        groups = ({**group, "waits_for": "|".join(group["waits_for"])} for group in plain_data(plan)["groups"])
-        output.print_lines(GROUP_COLUMNS, ([group[name] for name in GROUP_COLUMNS] for group in groups))
-        click.echo(backlog_screen.in_words(plan), err=True)
-        tell_left_behind(plan.would_stay, tuple(plan.barred), plan.in_review)
+    rest = () if output.on_terminal() else backlog_screen.left_behind(plan.would_stay, tuple(plan.barred), plan.in_review)
+    RELEASE.show_preview(plan, backlog_screen.in_words(plan), rest, backlog_screen.of_preview(plan), as_json=as_json)
 
 
 def show(done: Release, *, as_json: bool) -> None:
     from tideover.ops import counted
 
-    if as_json:
-        output.print_json(done)
-    elif output.on_terminal():
-        what = f"{counted(len(done.jobs), 'job')}{' by force' if done.forced else ''}"
-        click.echo(f"Released {what}. Watch: tideover status --watch")
-    else:
-        rows = ((job.id, job.namespace, job.task, job.lane) for job in done.jobs)
-        output.print_lines(("id", "namespace", "task", "lane"), rows)
-    if done.gone:
-        click.echo(f"{done.gone:,} were not held any more when their turn came.", err=True)
-    if done.untold:
-        click.echo(f"Redis would not take down the stories of {done.untold:,}; they are released all the same.", err=True)
-    tell_left_behind(done.still_held, done.still_waiting_for, done.in_review)
-
-
-def tell_left_behind(held: int, waiting_for: tuple[str, ...], in_review: int) -> None:
-    for line in backlog_screen.left_behind(held, waiting_for, in_review):
-        click.echo(line, err=True)
+    what = f"{counted(len(done.jobs), 'job')}{' by force' if done.forced else ''}"
+    rest = backlog_screen.left_behind(done.still_held, done.still_waiting_for, done.in_review)
+    RELEASE.show(done, f"Released {what}. Watch: tideover status --watch", rest, as_json=as_json)
