@@ -14,6 +14,7 @@ from dramatiq.message import Message
 from dramatiq.results import ResultFailure
 
 import tideover
+from tideover.store.letters import Letters
 from tideover_worker.cli import main
 
 if TYPE_CHECKING:
@@ -115,8 +116,9 @@ def test_a_job_of_a_stock_producer_is_restored(desk: Desk) -> None:
     desk.work()
     desk.until_books(accepted=1, failed=1)
     desk.rest()
-    (redis_id,) = desk.backlog.dead_ids("default")
-    desk.broker.client.hset(desk.keys.places, job.message_id, f"default\t{redis_id}")  # as a restore that was killed leaves it
+    [[letter]] = Letters(desk.broker.client, desk.keys).pages("default")
+    place = f"default\t{letter.redis_id}"  # as a restore that was killed leaves it
+    desk.broker.client.hset(desk.keys.places, job.message_id, place)
     assert [job.message_id] == desk.ask("restore", job.message_id).ids
     assert "queued" == desk.explain(job)["state"]
     assert {"accepted": 2, "queued": 1, "failed": 1} == desk.books()

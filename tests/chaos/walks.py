@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from dramatiq.message import Message
 from tests.chaos.crew import LATER_S, MODEL, Crew
 
 from tideover.store.client import text
+from tideover.store.letters import Letters
 
 OVER = timedelta(0)
 SOON = timedelta(hours=1)
@@ -159,8 +159,7 @@ def close_the_gate(crew: Crew) -> None:
 
 def restore(crew: Crew) -> None:
     """Puts the failed jobs back from among the dead letters."""
-    keys, backlog = crew.keys, crew.node.gate.backlog
-    letters: dict[Any, Any] = crew.admin.hgetall(keys.dead_msgs("default"))
-    for letter, body in letters.items():
+    letters, found = Letters(crew.node.gate.backlog.client, crew.keys), crew.admin.hgetall(crew.keys.dead_msgs("default"))
+    for redis_id, body in found.items():
         if Message.decode(body).args[0].startswith("fails"):
-            crew.surely(partial(backlog.restore, "default", text(letter), body))
+            crew.surely(partial(letters.restore, "default", text(redis_id), text(redis_id), body, ""))

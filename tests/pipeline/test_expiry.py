@@ -11,6 +11,7 @@ from dramatiq.results import ResultFailure
 
 import tideover
 from tideover import JobExpired, ai_task, claude, clock, text_of
+from tideover.store.letters import Letters
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import Shop
@@ -143,10 +144,11 @@ def test_an_expired_job_can_be_restored(shop: Shop) -> None:
     shop.until(lambda: tideover.status(job).overdue, "it is overdue")
     shop.work()
     shop.until(lambda: shop.books() == {"accepted": 1, "expired": 1}, "it has expired")
-    [(redis_id, body)] = shop.backlog.dead("default", list(shop.backlog.dead_ids("default"))).items()
-    assert job.message_id == redis_id
-    renewed = body.replace(str(job.options["tideover"]["expires_ms"]).encode(), b"null")
-    assert shop.backlog.restore("default", redis_id, renewed, "acme")
-    assert not shop.backlog.restore("default", redis_id, renewed, "acme")
+    letters = Letters(shop.broker.client, shop.keys)
+    [[letter]] = letters.pages("default")
+    assert job.message_id == letter.redis_id
+    renewed = letter.body.replace(str(job.options["tideover"]["expires_ms"]).encode(), b"null")
+    restored = ("default", letter.redis_id, job.message_id, renewed, "acme")
+    assert [True, False] == [letters.restore(*restored), letters.restore(*restored)]
     shop.until(lambda: shop.books() == {"accepted": 2, "expired": 1, "succeeded": 1}, "it ran")
     assert {} == shop.broker.client.hgetall(shop.keys.tenants)

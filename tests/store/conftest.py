@@ -19,6 +19,7 @@ from tideover.store.backlog import Backlog, Pace
 from tideover.store.breakers import Breakers
 from tideover.store.facts import Group, HeldFacts, Member, encoded, order_of
 from tideover.store.keys import Keys
+from tideover.store.letters import Letters
 from tideover.store.registry import Registry
 from tideover.store.stories import Stories
 
@@ -43,6 +44,10 @@ class House:
     @cached_property
     def backlog(self) -> Backlog:
         return Backlog(self.client, self.keys)
+
+    @cached_property
+    def letters(self) -> Letters:
+        return Letters(self.client, self.keys)
 
     @cached_property
     def breakers(self) -> Breakers:
@@ -107,6 +112,10 @@ class House:
     def held(self, queue: str = QUEUE) -> list[str]:
         """Who is held, in the order in which they go."""
         return [facts.redis_id for facts in self.backlog.browse(self.groups(queue))]
+
+    def dead(self, queue: str = QUEUE) -> dict[str, bytes]:
+        """Dead letters and their bodies, the first to end first."""
+        return {letter.redis_id: letter.body for page in self.letters.pages(queue) for letter in page}
 
     def plan(self) -> list[Member]:
         """Who goes next."""

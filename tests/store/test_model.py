@@ -33,6 +33,7 @@ from tideover.store.backlog import MOST_GROUPS, Backlog, Pace
 from tideover.store.breakers import Breakers
 from tideover.store.facts import HEAD, TICKS, Facet, Group, HeldFacts, encoded, order_of, packed_id
 from tideover.store.keys import Keys, wait_key_text
+from tideover.store.letters import Letters
 from tideover.store.registry import Registry
 
 if TYPE_CHECKING:
@@ -397,7 +398,7 @@ class StoreAndModel(RuleBasedStateMachine):
         self.keys = Keys(f"model-{next(self.namespaces)}")
         self.ledger, self.breakers = Ledger(client, self.keys), Breakers(client, self.keys)
         self.registry = Registry(client, self.keys)
-        self.one_backlog = Backlog(client, self.keys)
+        self.one_backlog, self.letters = Backlog(client, self.keys), Letters(client, self.keys)
         self.model = Model(most_groups)
         self.numbers = count(1)
         self.jobs: dict[str, str] = {}
@@ -496,8 +497,8 @@ class StoreAndModel(RuleBasedStateMachine):
         dead = data.draw(st.sampled_from(sorted(self.model.dead[queue])), label="dead letter")
         self.foreign.discard(dead)
         for _ in range(1 + again):
-            call = (queue, dead, b"restored", self.tenants[dead])
-            assert self.model.restore(*call) == self.backlog.restore(*call)
+            body, tenant = b"restored", self.tenants[dead]
+            assert self.model.restore(queue, dead, body, tenant) == self.letters.restore(queue, dead, dead, body, tenant)
 
     # workers
 

@@ -53,9 +53,6 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Backlog.has": lambda port: port.has("w", "q", "r"),
     "Backlog.release": lambda port: port.release("q", [MEMBER.raw], PERMIT),
     "Backlog.expire": lambda port: port.expire("q", [FACTS]),
-    "Backlog.dead": lambda port: port.dead("q", ["r"]),
-    "Backlog.dead_ids": lambda port: list(port.dead_ids("q")),
-    "Backlog.restore": lambda port: port.restore("q", "r", b""),
     "Backlog.give_back": lambda port: port.give_back("w", "q", ["r"]),
     "Backlog.reclaim": lambda port: port.reclaim("w", "q", []),
     "Backlog.recover": lambda port: port.recover("w", "q", 1.0),
@@ -81,6 +78,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Breakers.listen": lambda port: port.listen(),
     "Breakers.keys_known": lambda port: port.keys_known(),
     "Breakers.read": lambda port: port.read(["a/m"]),
+    "Letters.bodies": lambda port: port.bodies("q", ["r"]),
     "Letters.pages": lambda port: list(port.pages("q")),
     "Letters.like": lambda port: list(port.like("job", ["q"])),
     "Letters.has": lambda port: port.has("job", ["q"]),
@@ -235,7 +233,7 @@ def test_a_full_redis_lets_held_jobs_go(full: House) -> None:
 def test_a_full_redis_lets_held_jobs_expire(full: House) -> None:
     """They become dead letters, as ever."""
     assert [True] * 3 == full.backlog.expire("default", list(full.backlog.browse(full.groups())))
-    assert {"r2", "r3", "r4"} == set(full.backlog.dead_ids("default"))
+    assert {"r2", "r3", "r4"} == set(full.dead())
 
 
 def test_a_full_redis_lets_a_job_be_retried(full: House) -> None:
@@ -273,7 +271,7 @@ def test_a_full_redis_restores_and_sweeps_dead_letters(full: House) -> None:
     """The one moves a body, the other frees memory."""
     full.settle("r0", "failed", tenant="x")
     full.settle("r1", "failed", tenant="x")
-    assert full.backlog.restore("default", "r0", b"again", "x")
+    assert full.letters.restore("default", "r0", "r0", b"again", "x")
     assert 1 == full.backlog.sweep("default", -1000)
     assert {b"x": b"4"} == full.client.hgetall(full.keys.tenants)
 

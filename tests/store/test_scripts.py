@@ -144,8 +144,7 @@ def test_what_did_not_succeed_can_be_read_afterwards(house: House) -> None:
     for redis_id, end in ends.items():
         house.settle(redis_id, end)
     kept = {redis_id for redis_id, end in ends.items() if end in ("failed", "expired", "discarded")}
-    assert kept == set(house.backlog.dead_ids("default"))
-    assert {i: f"body of {i}".encode() for i in kept} == house.backlog.dead("default", list(ends))
+    assert {i: f"body of {i}".encode() for i in kept} == house.dead() == house.letters.bodies("default", list(ends))
 
 
 def test_handing_over_twice_makes_one_successor(house: House) -> None:
@@ -616,7 +615,7 @@ def test_a_held_job_that_is_discarded_becomes_a_dead_letter(house: House) -> Non
     """A person's word is an end as good as any, and can be taken back."""
     house.holding(1)
     assert [True] == house.backlog.expire("default", [house.facts("r0")], "discarded")
-    assert ["r0"] == list(house.backlog.dead_ids("default"))
+    assert ["r0"] == list(house.dead())
     assert {"discarded": 1} == {end: n for end, n in house.ledger.read().ends.items() if n}
 
 
@@ -647,12 +646,12 @@ def test_a_dead_letter_is_restored_once(house: House) -> None:
     house.fetched(2)
     house.settle("r0", "failed")
     assert [True, False] == [
-        house.backlog.restore("default", "r0", b"again", "x"),
-        house.backlog.restore("default", "r0", b"?"),
+        house.letters.restore("default", "r0", "r0", b"again", "x"),
+        house.letters.restore("default", "r0", "r0", b"?", ""),
     ]
-    assert not house.backlog.restore("default", "r1", b"never died")
+    assert not house.letters.restore("default", "r1", "r1", b"never died", "")
     (job,), _ = house.backlog.fetch("w1", "default", 1)
-    assert (b"again", []) == (job.body, list(house.backlog.dead_ids("default")))
+    assert (b"again", []) == (job.body, list(house.dead()))
     account = house.ledger.read()
     assert (3, 1, 2, 0) == (account.accepted, account.ends["failed"], account.running, account.lost)
     assert {b"x": b"1"} == house.client.hgetall(house.keys.tenants)
@@ -663,15 +662,17 @@ def test_a_dead_letter_of_a_job_that_lives_again_stays(house: House) -> None:
     house.fetched(1)
     house.settle("r0", "failed")
     house.accept("r0")
-    assert not house.backlog.restore("default", "r0", b"again")
-    assert (["r0"], ["r0"]) == (list(house.backlog.dead_ids("default")), house.queued())
+    assert not house.letters.restore("default", "r0", "r0", b"again", "")
+    assert (["r0"], ["r0"]) == (list(house.dead()), house.queued())
 
 
-def test_dead_letters_are_listed_page_by_page_the_latest_first(house: House) -> None:
-    """An operator looks for what has just gone wrong."""
-    letters = {f"r{n:04}": float(n) for n in range(1101)}
+def test_dead_letters_are_listed_page_by_page_the_first_to_end_first(house: House) -> None:
+    """So they are restored in this order."""
+    letters = {f"r{n:04}": 2000.0 - n for n in range(1101)}
     house.client.zadd(house.keys.dead("default"), letters)
-    assert sorted(letters, reverse=True) == list(house.backlog.dead_ids("default"))
+    house.client.hset(house.keys.dead_msgs("default"), mapping=dict.fromkeys(letters, "body"))
+    assert sorted(letters, reverse=True) == list(house.dead())
+    assert [500, 500, 101] == [len(page) for page in house.letters.pages("default")]
 
 
 # following one job

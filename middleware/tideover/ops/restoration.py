@@ -152,7 +152,7 @@ class Restoring:
 
     def part(self, space: Space, letters: Sequence[DeadLetter]) -> None:
         """Restores dead letters of one queue, and tells it."""
-        bodies = space.backlog.dead(letters[0].queue, [letter.redis_id for letter in letters])
+        bodies = letters_of(space).bodies(letters[0].queue, [letter.redis_id for letter in letters])
         now = self.operator.now()  # before they can run: what they come to stands behind this in their stories
         told = []
         for letter in letters:

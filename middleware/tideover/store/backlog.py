@@ -176,24 +176,6 @@ class Backlog:
             args += [members.get(job.redis_id, b"-"), job.redis_id, job.job_id, job.tenant]
         return [bool(code) for code in self.scripts.run("expire-11", keys, args)]
 
-    def dead(self, queue: str, redis_ids: Sequence[str]) -> dict[str, bytes]:
-        """Redis id → body of dead letters of a queue."""
-        found = self.client.hmget(self.keys.dead_msgs(queue), redis_ids) if redis_ids else []
-        return {redis_id: bytes(body) for redis_id, body in zip(redis_ids, found, strict=True) if body}
-
-    def dead_ids(self, queue: str) -> Iterator[str]:
-        """Redis ids of a queue's dead letters, the latest first, page by page."""
-        start = 0
-        while page := self.client.zrange(self.keys.dead(queue), start, start + PAGE - 1, desc=True):
-            yield from map(text, page)
-            start += len(page)
-
-    def restore(self, queue: str, redis_id: str, body: bytes, tenant: str = "") -> bool:
-        """Puts a dead letter back into its queue, as a new job with this body. False: it is none any more."""
-        k = self.keys
-        keys = [k.dead(queue), k.dead_msgs(queue), k.msgs(queue), k.queue(queue), k.account, k.queues, k.tenants, k.counters]
-        return bool(self.scripts.run("restore-8", keys, [redis_id, body, queue_of(queue), tenant]))
-
     def sweep(self, queue: str, lifetime_ms: int) -> int:
         """Forgets dead letters of a queue that are older than their lifetime; at most a page of them."""
         return int(self.scripts.run("sweep-2", [self.keys.dead(queue), self.keys.dead_msgs(queue)], [lifetime_ms, PAGE]))

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from tideover import clock
 from tideover.core.job import ENDS
-from tideover.store.backlog import PAGE, Backlog
+from tideover.store.backlog import PAGE
 from tideover.store.client import Client, text
-from tideover.store.keys import Keys
+from tideover.store.keys import Keys, queue_of
+from tideover.store.scripts import Scripts
 from tideover.store.stories import DAYS, Line, day
 
 DAY_S = 86_400
@@ -28,21 +29,26 @@ class Letters:
     """The dead letters of one namespace."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
-        self.client, self.keys, self.backlog = client, keys, Backlog(client, keys)
+        self.client, self.keys, self.scripts = client, keys, Scripts(client)
+
+    def bodies(self, queue: str, redis_ids: Sequence[str]) -> dict[str, bytes]:
+        """Redis id → body, of those that are dead letters of this queue."""
+        found = self.client.hmget(self.keys.dead_msgs(queue), redis_ids) if redis_ids else []
+        return {redis_id: bytes(body) for redis_id, body in zip(redis_ids, found, strict=True) if body}
 
     def pages(self, queue: str, since_at: float = 0.0) -> Iterator[list[Letter]]:
         """The dead letters of a queue whose jobs ended since then, the first to end first; later ones are not among them."""
         ended = {text(redis_id): ms / 1000 for redis_id, ms in self.client.zscan_iter(self.keys.dead(queue), count=PAGE)}
         ids = sorted((redis_id for redis_id, at in ended.items() if at >= since_at), key=lambda redis_id: ended[redis_id])
         for page in (ids[start : start + PAGE] for start in range(0, len(ids), PAGE)):
-            bodies = self.backlog.dead(queue, page)
+            bodies = self.bodies(queue, page)
             yield [Letter(redis_id, ended[redis_id], bodies[redis_id]) for redis_id in page if redis_id in bodies]
 
     def like(self, job_id: str, queues: Sequence[str]) -> Iterator[tuple[str, Letter]]:
         """What may be the dead letter of a job, with its queue: by its id, then all whose bodies name it somewhere."""
         for queue in queues:
             ended_ms = self.client.zscore(self.keys.dead(queue), job_id)
-            body = None if ended_ms is None else self.backlog.dead(queue, [job_id]).get(job_id)
+            body = None if ended_ms is None else self.bodies(queue, [job_id]).get(job_id)
             if body is not None:
                 yield queue, Letter(job_id, ended_ms / 1000, body)
         said = job_id.encode()
@@ -75,12 +81,13 @@ class Letters:
 
     def restore(self, queue: str, redis_id: str, job_id: str, body: bytes, tenant: str) -> bool:
         """Puts a dead letter back into its queue, as a new job with this body, to be found by its id. False: it is none."""
-        if job_id == redis_id:
-            return self.backlog.restore(queue, redis_id, body, tenant)
-        placed = self.client.hsetnx(self.keys.places, job_id, f"{queue}\t{redis_id}")  # first: the job's end takes it away
-        done = self.backlog.restore(queue, redis_id, body, tenant)
+        k = self.keys
+        keys = [k.dead(queue), k.dead_msgs(queue), k.msgs(queue), k.queue(queue), k.account, k.queues, k.tenants, k.counters]
+        # placed first, because the job's end takes it away
+        placed = job_id != redis_id and self.client.hsetnx(k.places, job_id, f"{queue}\t{redis_id}")
+        done = bool(self.scripts.run("restore-8", keys, [redis_id, body, queue_of(queue), tenant]))
         if placed and not done:
-            self.client.hdel(self.keys.places, job_id)
+            self.client.hdel(k.places, job_id)
         return done
 
     def live_body(self, name: str, redis_id: str) -> bytes | None:
