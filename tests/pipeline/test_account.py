@@ -395,7 +395,7 @@ def test_the_status_of_a_job_all_its_life(shop: Shop) -> None:
     shop.work()
     shop.until_all("ended", [job])
     assert ["running", "running"] == running
-    assert ("ended", "failed", None) == state_of(job)
+    shop.until(lambda: state_of(job) == ("ended", "failed", None), "its end is told")
 
 
 def test_the_status_of_a_held_job(shop: Shop) -> None:
