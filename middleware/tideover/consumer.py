@@ -18,6 +18,7 @@ from tideover.attempt import Note, note_of
 from tideover.core.admission import Expire, Hold
 from tideover.errors import StoreUnavailable
 from tideover.gate import Gate, is_ours, mark_storied, redis_id
+from tideover.results import store_expired
 from tideover.stamp import STAMP, stamp_of
 from tideover.store.backlog import HELD_AT_ONCE, Fetched
 from tideover.store.client import FAILED
@@ -196,7 +197,7 @@ class GatedConsumer(Consumer):
                     case Hold():
                         yield message, verdict
                     case Expire():
-                        self.gate.tell_result(message.queue_name, message.actor_name, message.message_id)
+                        store_expired(self.gate.broker, message.queue_name, message.actor_name, message.message_id)
                         self.gate.settle(self.queue, message, "expired")
 
     def _decode(self, job: Fetched) -> MessageProxy | None:

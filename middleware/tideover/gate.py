@@ -10,15 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import Broker, MessageProxy
-from dramatiq.message import Message
 from dramatiq.middleware import AgeLimit
-from dramatiq.results import Results
 
 from tideover import clock, events
 from tideover.attempt import note_of
 from tideover.core.admission import Expire, Hold, decide, needs_review, unless_one_runs
 from tideover.core.job import Criticality, End, Job, is_criticality
-from tideover.errors import JobExpired
 from tideover.stamp import STAMP, stamp_of, tenant_of
 from tideover.store.account import Ended, Ledger
 from tideover.store.backlog import Backlog, Fetched
@@ -26,7 +23,7 @@ from tideover.store.client import FAILED
 from tideover.store.facts import TICKS, HeldFacts, order_of
 from tideover.store.keys import breaker_keys_in, wait_key_text
 from tideover.store.stories import Line, Stories
-from tideover.task import RESULT_TTL_MS, AITask
+from tideover.task import AITask
 from tideover.together import Together
 
 if TYPE_CHECKING:
@@ -79,7 +76,6 @@ class Gate:
         self.broker, self.worker, self.health = broker, worker, health
         self.ledger, self.backlog, self.stories = ledger, backlog, stories
         self.max_ages = [m.max_age for m in broker.middleware if isinstance(m, AgeLimit)]
-        self.results = next((m for m in broker.middleware if isinstance(m, Results)), None)
         self.beaten_at = self.doubted_at = clock.monotonic()
         """Latest sign of life, and the latest end of a silence after which what was fetched before may be another's by now."""
         self.leaving = False
@@ -238,13 +234,6 @@ class Gate:
             case "succeeded" | "failed" | "discarded":
                 if end == "failed" or rerouted or is_storied(message):
                     self.tell(last_line(message, end))
-
-    def tell_result(self, queue: str, task: str, job_id: str) -> None:
-        """Stores `JobExpired` as the result of a job that no worker will run, for whoever waits for it."""
-        declared = self.broker.actors.get(task)
-        if self.results is not None and (declared is None or declared.options.get("store_results")):
-            of: Message[Any] = Message(queue, task, (), {}, {}, message_id=job_id)
-            self.results.backend.store_exception(of, JobExpired(job_id), RESULT_TTL_MS)
 
     def tell(self, *lines: Line) -> None:
         """Adds to stories. They explain; they decide nothing, so failing to tell is no failure of the job."""

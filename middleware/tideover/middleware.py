@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from tideover_worker.boot import Node
 
 
+FOLLOW_S = 60.0
+
+
 class Tideover(dramatiq.Middleware):
     """Adds tideover to a dramatiq broker: `broker.add_middleware(Tideover())`, before tasks are declared."""
 
@@ -46,6 +49,7 @@ class Tideover(dramatiq.Middleware):
         self.node: Node | None = None
         self.ledger: Ledger | None = None
         self._announced: set[str] = set()
+        self._follow_at = 0.0
         self._lock = threading.Lock()
 
     def before_declare_actor(self, broker: Broker, actor: dramatiq.Actor[Any, Any]) -> None:
@@ -70,6 +74,8 @@ class Tideover(dramatiq.Middleware):
             message.options["eta"] += clock.skew_ms()  # in Redis' time; our consumer tells dramatiq its machine's
         if is_ours(message.options):
             keep_id(message)
+            if handing_over.old is None:  # sent anew by hand: it needs room as at first, and its key tells that it was sent
+                sending.message = message
             return
         check_follow_ups(message, lambda name: isinstance(broker.actors.get(name), AITask))
         message.options["redis_message_id"] = message.message_id
@@ -78,6 +84,7 @@ class Tideover(dramatiq.Middleware):
             if task.actor_name not in self._announced:
                 self.announce(broker, task)
             check_arguments(message)
+            self.follow_clock(broker)
             message.options[STAMP] = task.stamp(message, delay)
         else:
             message.options[STAMP] = {"sent_ms": sent_ms()}
@@ -98,6 +105,14 @@ class Tideover(dramatiq.Middleware):
                 vars(broker)["do_enqueue"] = accept
                 senders[broker] = Sender(broker, ledger)
                 self.ledger = ledger
+
+    def follow_clock(self, broker: RedisBroker) -> None:
+        """Now and then goes by Redis' clock anew: expiries are instants, which workers compare with it."""
+        asked_at = clock.monotonic()
+        if asked_at >= self._follow_at:
+            self._follow_at = asked_at + FOLLOW_S
+            with suppress(*FAILED):  # then sending says what is wrong
+                clock.follow(Registry(broker.client, Keys(broker.namespace)).now(), asked_at)
 
     def enqueue(self, broker: RedisBroker, ledger: Ledger, queue: str, new_id: str, body: bytes) -> None:
         """Accepts a new job, or hands a fetched one over to its successor."""
@@ -245,6 +260,8 @@ def wrap_enqueue(broker: RedisBroker) -> None:
         handing_over.old = predecessor(message)
         if handing_over.old is not None:
             message = as_it_was_sent(message, note_of(handing_over.old[1]).body)
+        elif followed() is not None and not is_ours(message.options):
+            message = message.copy(message_timestamp=clock.now_ms())  # else its age would count what others were held before it
         try:
             return plain(message, delay=delay)
         except TideoverError as error:

@@ -19,11 +19,14 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.message import Message
 
 from tideover import clock, events
+from tideover.core.job import CRITICALITIES
 from tideover.errors import CapacityReached, ConfigurationError, InvalidJob, StoreUnavailable, TideoverError
+from tideover.results import store_expired
 from tideover.stamp import stamp_of
 from tideover.store.account import UNLIMITED, Acceptance, Ledger, NewJob, Room
 from tideover.store.backlog import Backlog
 from tideover.store.client import store_errors
+from tideover.store.facts import HeldFacts, bucket
 from tideover.store.registry import Registry
 from tideover.store.stories import Line, Stories, told_by
 from tideover.task import AITask, first_sending
@@ -95,16 +98,17 @@ class Sender:
         if is_ai:
             check_size(body)
         room = room_of_settings() if is_ai and follows is None else UNLIMITED
-        plain = follows is None and room is UNLIMITED and "tenant" not in stamp and "once" not in stamp
+        tenant, key = (said if isinstance(said := stamp.get(name), str) else "" for name in ("tenant", "once"))
+        plain = follows is None and room is UNLIMITED and not tenant and not key
         if plain and sending.gathered is None and self.ledger.accept_plain(queue, redis_id, body).verdict == "accepted":
             first_sending.queue = ""
             return
         once = ("", "")
         if follows is not None:
             once = (f"{follows}>{redis_id}", FOLLOW_UP)
-        elif "once" in stamp:
-            once = (redis_id, stamp["once"])
-        job = NewJob(redis_id=redis_id, body=body, tenant=stamp.get("tenant", ""), once=once)
+        elif message is not None and key:
+            once = (message.message_id, key)  # not its Redis id, which is another one when it is sent anew by hand
+        job = NewJob(redis_id=redis_id, body=body, tenant=tenant, once=once)
         if sending.gathered is not None:
             sending.gathered.append(Parcel(queue, job, room))
         else:
@@ -127,7 +131,10 @@ class Sender:
                     self.make_room("" if acceptance.verdict == "full" else job.tenant, room)
 
     def make_room(self, tenant: str, room: Room) -> None:
-        """Ends the held job that has been waiting longest, if the settings say so; else there is no room."""
+        """Ends the held job whose expiry, or longest wait, comes first, if the settings say so; else there is no room.
+
+        A critical one only where no deferrable one is held.
+        """
         limit = room.jobs_per_tenant if tenant else room.jobs
         full = CapacityReached(tenant or None, limit or 0)
         from tideover.settings import settings
@@ -135,18 +142,16 @@ class Sender:
         if settings().capacity.overflow == "reject":
             raise full
         backlog = Backlog(self.broker.client, self.ledger.keys)
-        oldest = None
-        for queue in Registry(self.broker.client, self.ledger.keys).queues():
-            groups = [group for group in backlog.groups(queue) if tenant in ("", group.facet.tenant)]
-            for facts in backlog.facts_of(backlog.page(groups, 1)):
-                if oldest is None or facts.order < oldest.order:
-                    oldest = facts
-        if oldest is None:
+        held = [facts for queue in Registry(backlog.client, backlog.keys).queues() for facts in firsts(backlog, queue, tenant)]
+        if not held:
             raise full
-        told = Line(oldest.job_id, clock.now(), "expired", {"task": oldest.task, "while": "held", "for_room": True})
-        Stories(self.broker.client, self.ledger.keys).add([*told_by(oldest), told])
-        if backlog.expire(oldest.queue, [oldest])[0]:
-            events.job_expired(oldest.job_id, oldest.task, oldest.queue)
+        first = min(held, key=lambda facts: (facts.criticality == "critical", facts.order))
+        if not backlog.expire(first.queue, [first])[0]:
+            return  # another sender was faster, so there may be room
+        store_expired(self.broker, first.queue, first.task, first.job_id)
+        told = Line(first.job_id, clock.now(), "expired", {"task": first.task, "while": "held", "for_room": True})
+        Stories(backlog.client, backlog.keys).add([*told_by(first), told])
+        events.job_expired(first.job_id, first.task, first.queue)
 
     def many(self, parcels: Sequence[Parcel]) -> list[Acceptance | TideoverError]:
         """Accepts jobs, those of one list in one go; for each what became of it."""
@@ -165,6 +170,16 @@ class Sender:
             return self.one(queue, job, room)
         except (CapacityReached, InvalidJob) as error:
             return error
+
+
+def firsts(backlog: Backlog, queue: str, tenant: str) -> Iterator[HeldFacts]:
+    """Of the held jobs of a queue, those of one tenant if there is one: that which goes first, by criticality."""
+    of_tenant = {tenant, bucket(tenant)}  # where there are many, tenants share groups
+    groups = [group for group in backlog.groups(queue) if not tenant or group.facet.tenant in of_tenant]
+    for criticality in CRITICALITIES:
+        walk = backlog.walk([group for group in groups if group.facet.criticality == criticality], 1)
+        held = (facts for member in walk for facts in backlog.facts_of([member]) if tenant in ("", facts.tenant))
+        yield from islice(held, 1)
 
 
 @cache

@@ -155,7 +155,8 @@ class CapacitySettings(BaseModel):
     max_jobs_per_tenant: Annotated[int, Ge(1)] | None = None
     """Of each tenant; jobs sent without one are not counted."""
     overflow: Literal["reject", "expire_oldest"] = "reject"
-    """Without room a job is refused with `CapacityReached`, or the held job that has waited longest expires for it."""
+    """Without room a job is refused with `CapacityReached`, or the held job that goes first (by expiry or longest wait) expires
+    for it: a deferrable one, if there is one."""
 
 
 class WorkerSettings(BaseModel):

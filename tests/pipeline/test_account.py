@@ -558,24 +558,6 @@ def test_a_failure_while_redis_is_full(shop: Shop, full: Callable[[], None]) -> 
     make_room(shop)
 
 
-def test_a_result_that_redis_refuses(shop: Shop, full: Callable[[], None]) -> None:
-    """An answer that could not be stored is not counted as a success without one: the job runs again."""
-
-    @ai_task(criticality="deferrable", **shop.quick)
-    def answer() -> str:
-        shop.ran.append("ran")
-        if len(shop.ran) == 1:
-            full()
-        return "the answer"
-
-    shop.work()
-    job = answer.send()
-    shop.until(lambda: shop.ran, "it ran")
-    until_refused(shop)
-    make_room(shop)
-    assert "the answer" == shop.result(job)
-
-
 def test_the_current_message_is_known_in_function_and_coroutine(shop: Shop) -> None:
     """dramatiq's CurrentMessage works in both."""
     shop.broker.add_middleware(CurrentMessage())

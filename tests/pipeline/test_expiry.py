@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -152,3 +153,11 @@ def test_an_expired_job_can_be_restored(shop: Shop) -> None:
     assert [True, False] == [letters.restore(*restored), letters.restore(*restored)]
     shop.until(lambda: shop.books() == {"accepted": 2, "expired": 1, "succeeded": 1}, "it ran")
     assert {} == shop.broker.client.hgetall(shop.keys.tenants)
+
+
+def test_whoever_sends_goes_by_the_clock_of_redis(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own clock is five minutes behind: a job with two of them does not expire at once."""
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() - 300)
+    job = shop.summary.send_with_options(args=("x",), expires_in=timedelta(minutes=2))
+    assert 110 < job.options["tideover"]["expires_ms"] / 1000 - right() < 130

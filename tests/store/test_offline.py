@@ -90,6 +90,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Registry.announce": lambda port: port.announce(),
     "Registry.enter_tasks": lambda port: port.enter_tasks({"t": {}}),
     "Registry.enter_routes": lambda port: port.enter_routes({"a": {}}),
+    "Registry.now": lambda port: port.now(),
     "Registry.beat": lambda port: port.beat("w"),
     "Registry.enter_worker": lambda port: port.enter_worker("w", {}),
     "Registry.remove_worker": lambda port: port.remove_worker("w"),

@@ -22,6 +22,7 @@ from tideover.core.job import CRITICAL_SUFFIX
 from tideover.errors import ConfigurationError
 from tideover.gate import Gate
 from tideover.health import Health
+from tideover.results import store_when_full
 from tideover.settings import Settings, settings
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog
@@ -80,6 +81,7 @@ def start(broker: RedisBroker, worker: Worker) -> Node:
         Backlog(broker.client, keys),
         Stories(broker.client, keys),
     )
+    store_when_full(broker)
     try:
         enter(registry, config, tasks)
     except FULL as error:  # it can help to bring the backlog home all the same

@@ -13,7 +13,7 @@ from dramatiq.results import Results
 from tideover.attempt import note_of
 from tideover.errors import StoreUnavailable
 from tideover.gate import Gate
-from tideover.store.client import FAILED, GONE
+from tideover.store.client import FAILED, FULL, GONE
 from tideover_worker import aborts, groups
 
 THREAD_BOUND = frozenset({"TimeLimit", "ShutdownNotifications"})
@@ -85,4 +85,4 @@ def may_repeat(middleware: Middleware, error: Exception, failure: BaseException 
     if isinstance(middleware, Results):
         return isinstance(error, FAILED)
     ours = type(middleware).__module__.startswith("dramatiq.")
-    return ours and failure is None and isinstance(error, (*GONE, StoreUnavailable))
+    return ours and failure is None and isinstance(error, (*GONE, FULL, StoreUnavailable))

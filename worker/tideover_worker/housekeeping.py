@@ -10,6 +10,7 @@ from typing import Any
 from tideover import clock, events
 from tideover.core.route import NO_PERMIT
 from tideover.gate import Gate
+from tideover.results import store_expired
 from tideover.store.backlog import PAGE
 from tideover.store.due import Due
 from tideover.store.facts import TICKS, Group, HeldFacts
@@ -18,7 +19,8 @@ from tideover.store.registry import STRANGERS_S, Registry
 from tideover.store.stories import Line, told_by
 from tideover_worker.strangers import Watch
 
-EVERY_S = 1.0
+EVERY_S = 0.5
+"""Held jobs end within a second of their expiry."""
 
 
 def beat(gate: Gate, registry: Registry, facts: Mapping[str, Any]) -> None:
@@ -89,7 +91,7 @@ def end(gate: Gate, queue: str, late: Sequence[HeldFacts], now: float) -> None:
     """Ends held jobs as expired. First it is told, because whoever waits for an expired job asks how it ended."""
     gate.tell(*(line for fact in late for line in (*told_by(fact), expired_line(fact, now))))
     for fact in late:
-        gate.tell_result(queue, fact.task, fact.job_id)
+        store_expired(gate.broker, queue, fact.task, fact.job_id)
     for fact, ended in zip(late, gate.backlog.expire(queue, late) if late else [], strict=True):
         if ended:
             events.job_expired(fact.job_id, fact.task, queue)

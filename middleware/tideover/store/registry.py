@@ -55,6 +55,11 @@ class Registry:
             pipe.hset(self.keys.routes, mapping={name: json.dumps(facts) for name, facts in routes.items()})
             pipe.execute()
 
+    def now(self) -> float:
+        """Redis' time (unix)."""
+        seconds, microseconds = self.client.time()
+        return float(seconds + microseconds / 1_000_000)
+
     def beat(self, worker: str) -> float:
         """A worker's sign of life; Redis' time (unix)."""
         return int(self.scripts.run("beat-1", [self.keys.heartbeats], [worker])) / 1000

@@ -35,7 +35,8 @@ for i = 3, #ARGV, 3 do
   local known = redis.call('hget', KEYS[1], id)
   if known == body then out[#out + 1] = 0
   elseif first then out[#out + 1] = first
-  elseif known then out[#out + 1] = 2
+  elseif known then  -- sent again after its key was forgotten, while the job still lives; or another message of this id
+    out[#out + 1] = once ~= '' and not kept:find('\t-', 1, true) and kept or 2
   elseif most >= 0 and alive >= most then out[#out + 1] = 3
   elseif tenant ~= '' and most_of_tenant >= 0 and tonumber(redis.call('hget', KEYS[5], tenant) or '0') >= most_of_tenant then
     out[#out + 1] = 4
