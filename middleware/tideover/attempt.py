@@ -96,6 +96,8 @@ class Note:
     body: bytes = b""
     again: list[Callable[[], object]] = field(default_factory=list)
     """Hooks that Redis failed when its function had succeeded: they run again before the acknowledgement."""
+    parting: bool = False
+    """Its last move is being made: if its id is fetched now, that is the job's next life, and not this message."""
     handed_over: bool = False
     """Its successor is under way, maybe under its own Redis id: no move of it is made here any more."""
     taken_over: bool = False

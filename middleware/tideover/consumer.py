@@ -127,9 +127,13 @@ class GatedConsumer(Consumer):
     @contextmanager
     def _parting(self, messages: Sequence[MessageProxy]) -> Iterator[None]:
         """Forgets messages once their move is made; while Redis is gone they stay ours, and dramatiq tries again."""
+        for message in messages:
+            note_of(message).parting = True
         try:
             yield
         except NOT_TAKEN as error:
+            for message in messages:
+                note_of(message).parting = False
             if not self.gate.leaving:
                 raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
             events.store_unavailable(
@@ -175,8 +179,8 @@ class GatedConsumer(Consumer):
             self._room.wait(most_s)
 
     def _knows(self, job: Fetched) -> bool:
-        known = self.taken.get(job.redis_id)
-        return known is not None and not note_of(known).handed_over
+        note = None if (known := self.taken.get(job.redis_id)) is None else note_of(known)
+        return note is not None and not note.handed_over and not note.parting
 
     def _admit(self, jobs: Sequence[Fetched]) -> None:
         self.gate.hold(self.queue, self._not_admitted(jobs))

@@ -216,7 +216,9 @@ class Gate:
     def forget(self, message: MessageProxy) -> None:
         """Parts with a message that is another worker's by now."""
         events.job_taken_over(message.message_id, message.actor_name)
-        self.taken[message.queue_name].pop(redis_id(message), None)
+        taken = self.taken[message.queue_name]
+        if taken.get(redis_id(message)) is message:
+            del taken[redis_id(message)]
 
     def settle(self, queue: str, message: MessageProxy, end: End) -> None:
         """Ends a fetched message in the account; this is its acknowledgement."""

@@ -15,10 +15,16 @@ from dramatiq.results import ResultFailure, ResultMissing
 
 import tideover
 from tideover import NotYet, aclaude, ai_task, claude, text_of
+from tideover.core.route import Permit
+from tideover.store.backlog import Backlog
 from tideover.testing import Fault
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tests.pipeline.conftest import Shop
+
+    from tideover.store.facts import HeldFacts
 
 NOW = timedelta(seconds=3)
 OUTAGES = [
@@ -516,3 +522,27 @@ def test_a_plain_actor_is_never_held(shop: Shop) -> None:
     shop.open_breaker()
     plain.send("plain")
     shop.until(lambda: "plain" in shop.ran, "the actor runs")
+
+
+def test_a_job_that_is_fetched_again_while_its_hold_is_on_its_way_back(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis has held it, the drain released it, and this worker fetched it, all before its thread heard of the hold."""
+    monkeypatch.setattr("tideover.consumer.RECLAIM_S", 3600.0)
+    plain: Any = Backlog.hold
+    held: list[str] = []
+
+    def slow(backlog: Backlog, worker: str, queue: str, jobs: Iterable[HeldFacts]) -> list[bool]:
+        facts = list(jobs)
+        done = list(plain(backlog, worker, queue, facts))
+        if facts and not held:
+            held.extend(fact.redis_id for fact in facts)
+            shop.heal()
+            shop.backlog.release(queue, list(shop.backlog.members(queue, held).values()), Permit("*", 0))
+            shop.until(lambda: shop.backlog.fetched(worker, [queue]) == len(held), "it is fetched again")
+        return done
+
+    monkeypatch.setattr(Backlog, "hold", slow)
+    shop.primary.fail(Fault.OVERLOADED)
+    shop.work()
+    job = shop.summary.send("x")
+    shop.until_over()
+    assert ([job.message_id], ["x", "x"], {"accepted": 1, "succeeded": 1}) == (held, shop.ran, shop.books())
