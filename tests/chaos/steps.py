@@ -22,7 +22,7 @@ from redis.retry import Retry
 HANDSHAKE = {"HELLO", "AUTH", "CLIENT", "SELECT", "PING"}
 READS = {
     "GET", "HGET", "HGETALL", "HMGET", "HLEN", "HEXISTS", "SMEMBERS", "SCARD", "SISMEMBER", "ZRANGE", "ZCARD", "ZSCORE", "LLEN",
-    "INFO", "CONFIG", "TIME", "HSCAN", "SSCAN", "MULTI", "EXEC",
+    "INFO", "CONFIG", "TIME", "HSCAN", "SSCAN", "ZSCAN", "MULTI", "EXEC",
     "heads-1", "account-n",
 }  # fmt: skip
 MADE_UP = re.compile("[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}")

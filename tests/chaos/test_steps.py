@@ -23,9 +23,9 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from redis.exceptions import BusyLoadingError, ReadOnlyError
-from tests.chaos.crew import SETTINGS, Crew, swiftly
+from tests.chaos.crew import SETTINGS, swiftly
 from tests.chaos.steps import Diary, Tap, load_scripts, only_reads, scripts
-from tests.chaos.walks import WALKS
+from tests.chaos.walks import SAID_AGAIN, WALKS, Firm
 
 from tideover import settings
 from tideover.core.job import ENDS
@@ -48,18 +48,26 @@ ERRORS: dict[Way, tuple[type[Exception], ...]] = {
 }
 """By turns: one for each step."""
 GONE_FOR = 3
+NEVER = 10**9
 CRASHED = 99
 QUEUES = ("default", "default.critical")
 
 NO_PART_OF_A_WALK = {
     "ahead-1": "reads, for `tideover explain`",
-    "arrive-2": "counts at the barrier of a group, and moves no job",
     "bury-4": "`tideover uninstall`, which runs when no worker does",
     "merge-4": "the same",
     "rewrite-1": "the same",
     "tidy-n": "forgets what workers without tideover left behind, and moves no job",
     "recount-1": "the same",
 }
+
+
+def is_late(tag: str) -> bool:
+    return tag.startswith("late")
+
+
+def nothing(crew: Firm) -> None:
+    """What operators mostly do."""
 
 
 @dataclass
@@ -69,7 +77,7 @@ class Run:
     url: str
     admin: redis.Redis
     folder: Path
-    walk: Callable[[Crew], None]
+    walk: Callable[[Firm], None]
     way: Way | None = None
     at: int = -1
 
@@ -97,20 +105,21 @@ class Run:
                     crew.close()
                     crew = self.successor()
             try:
+                SAID_AGAIN.get(self.walk.__name__, nothing)(crew)
                 crew.finish()
             finally:
                 crew.close()
         self.judge()
 
-    def crew(self, worker: str, tap: Tap) -> Crew:
-        return Crew(self.url, self.admin, self.keys.namespace, worker, self.diary, tap, repeats=int(self.way == "repeated"))
+    def crew(self, worker: str, tap: Tap) -> Firm:
+        return Firm(self.url, self.admin, self.keys.namespace, worker, self.diary, tap, repeats=int(self.way == "repeated"))
 
-    def first(self) -> Crew:
+    def first(self) -> Firm:
         before = self.way == "dies before" or (self.way == "gone" and self.at % 2 == 0)
         times = GONE_FOR if self.way == "gone" else 1
         return self.crew("first", Tap(self.diary, self.at, self.strike, before=before, times=times))
 
-    def successor(self) -> Crew:
+    def successor(self) -> Firm:
         crew = self.crew("second", Tap(self.diary))
         crew.boot()
         return crew
@@ -121,7 +130,7 @@ class Run:
             raise errors[self.at % len(errors)](self.way)
         os._exit(CRASHED)
 
-    def live(self) -> Crew:
+    def live(self) -> Firm:
         """Walks in this process, which survives."""
         crew = self.first()
         try:
@@ -194,6 +203,8 @@ class Run:
         """What is true when all is over: each job has ended once, and nothing is left of it."""
         self.check_at_rest()
         self.check_ends()
+        self.check_follow_ups()
+        self.check_special_ends()
         self.check_leaks()
         self.faults += [f"{event}: {facts}" for event, *facts in self.diary.read() if event in ("fault", "thread died")]
 
@@ -209,24 +220,47 @@ class Run:
         if not len(sent | in_doubt & began) <= accepted <= len(sending):
             self.faults.append(f"{accepted} were accepted, {len(sent)} sent; in doubt are {in_doubt}, begun {in_doubt & began}")
         failing = {tag for tag in sent | began if tag.startswith("fails")}
-        late = {tag for tag in sending if tag.startswith("late")}
-        self.expect(set(), sent - answered - failing - late - elsewhere, "jobs that ended in no known way")
+        late = {tag for tag in sending if is_late(tag)}
+        dropped = {tag for tag in sent if tag.startswith("dropped")}
+        self.expect(set(), sent - answered - failing - late - dropped - elsewhere, "jobs that ended in no known way")
         ends = {"succeeded": len(answered), "failed": len(failing) + restored, "elsewhere": len(elsewhere)}
+        ends["discarded"] = len(dropped)
         ends["expired"] = account.accepted - sum(ends.values())
         self.expect({end: ends.get(end, 0) for end in ENDS}, account.ends, "ends")
+
+    def check_follow_ups(self) -> None:
+        """What follows other jobs came if all of those had succeeded, and not before."""
+        first: dict[tuple[str, str], int] = {}
+        for at, (event, tag, *_) in enumerate(self.diary.read()):
+            first.setdefault((event, str(tag)), at)
+        for then, jobs in (facts for event, *facts in self.diary.read() if event == "follow"):
+            done_at = max(first.get(("answered", job), NEVER) for job in jobs)
+            came = [tag for tag in then if ("answered", tag) in first]
+            self.expect(then if done_at < NEVER else [], came, f"what follows {jobs}")
+            early = [tag for tag in then if first.get(("began", tag), NEVER) < done_at]
+            self.expect([], early, f"what began before {jobs} had all succeeded")
+
+    def check_special_ends(self) -> None:
+        """What was late when it ran made no call, but its degraded answer; what had failed was restored once."""
+        answered, degraded, sent = (set(self.diary.tags(event)) for event in ("answered", "degraded", "sent"))
+        late = {tag for tag in answered if is_late(tag)}
+        self.expect(set(), late, "late jobs that made a call")
+        self.expect({tag for tag in sent if is_late(tag) and tag.endswith("digest")}, degraded, "degraded answers")
+        if mended := [tag for tag in sent if tag.startswith("buggy")]:
+            self.expect(len(mended), Registry(self.admin, self.keys).counters().get("restored", 0), "restored")
 
     def check_leaks(self) -> None:
         k = self.keys
         lasting = [k.account, k.counters, k.queues, k.tasks, k.models, k.routes, k.workers, k.breakers, k.heartbeats]
         lasting += [key for queue in QUEUES for key in (k.dead(queue), k.dead_msgs(queue))]
-        prefixes = ("breaker:", "window:", "bucket:", "stories:", "once:", "lease:", "schema", "strangers")
+        prefixes = ("breaker:", "window:", "bucket:", "stories:", "once:", "lease:", "schema", "strangers", "group:")
         left = [text(key) for key in self.admin.keys(f"{k.namespace}:*")]
         left = [key for key in left if key not in lasting and not key.startswith(tuple(map(k.own, prefixes)))]
         self.expect([], sorted(left), "keys left over")
 
     def runs(self) -> Counter[str]:
         """How often the function of each job came to its end; an attempt that was held did not."""
-        return Counter([*self.diary.tags("answered"), *self.diary.tags("failed")])
+        return Counter([*self.diary.tags("answered"), *self.diary.tags("degraded"), *self.diary.tags("failed")])
 
 
 @dataclass
