@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from inspect import isawaitable
+from inspect import isawaitable, signature, unwrap
+from traceback import walk_tb
 from typing import Any, TypeVar, cast
 
 from tideover import clock
@@ -31,14 +32,17 @@ def hold_for(attempt: Attempt | None, error: BaseException) -> Hold | None:
     return attempt.health.hold_for(attempt, error)
 
 
-def misfit(attempt: Attempt | None, error: BaseException) -> Hold | None:
-    """The hold of a job whose arguments its function does not take: the call itself raised, and no frame below it."""
-    frame = error.__traceback__
-    if not isinstance(error, TypeError) or frame is None or frame.tb_next is not None:
+def misfit(attempt: Attempt | None, error: BaseException, fn: Callable[..., Any]) -> Hold | None:
+    """The hold of a job whose arguments its function does not take: a call of it raised, and it was not entered."""
+    if not isinstance(error, TypeError) or attempt is None or attempt.health.mode != "act":
         return None
-    if attempt is None or attempt.health.mode != "act":
-        return None
-    return needs_review("its arguments do not fit the task's function any more")
+    entered = {frame.f_code for frame, _ in walk_tb(error.__traceback__)}
+    try:
+        if getattr(unwrap(fn), "__code__", None) not in entered:
+            signature(fn).bind(*attempt.message.args, **attempt.message.kwargs)
+    except TypeError:
+        return needs_review("its arguments do not fit the task's function any more")
+    return None
 
 
 def leave(attempt: Attempt | None, error: BaseException | None, hold: Hold | None = None) -> None:
@@ -81,7 +85,7 @@ def async_edge(fn: Callable[..., Awaitable[R]], degraded: Callable[..., Any] | N
         except BaseException as error:
             if attempt is not None:
                 attempt.stop_the_clock()
-            leave(attempt, error, misfit(attempt, error) or await asyncio.to_thread(hold_for, attempt, error))
+            leave(attempt, error, misfit(attempt, error, fn) or await asyncio.to_thread(hold_for, attempt, error))
             raise
         leave(attempt, None)
         return result
@@ -107,7 +111,7 @@ def sync_edge(fn: Callable[..., R], degraded: Callable[..., Any] | None) -> Call
                 raise
             return answer_degraded(attempt, *args, **kwargs)
         except BaseException as error:
-            leave(attempt, error, misfit(attempt, error) or hold_for(attempt, error))
+            leave(attempt, error, misfit(attempt, error, fn) or hold_for(attempt, error))
             raise
         leave(attempt, None)
         return result

@@ -95,8 +95,8 @@ class Sender:
         message, sending.message = sending.message, None
         stamp = {} if message is None else stamp_of(message)
         is_ai = message is not None and isinstance(self.broker.actors.get(message.actor_name), AITask)
-        if is_ai:
-            check_size(body)
+        if message is not None and is_ai:
+            check_size(body, message)
         room = room_of_settings() if is_ai and follows is None else UNLIMITED
         tenant, key = (said if isinstance(said := stamp.get(name), str) else "" for name in ("tenant", "once"))
         plain = follows is None and room is UNLIMITED and not tenant and not key
@@ -217,12 +217,15 @@ def renamed(job: NewJob) -> NewJob:
     return NewJob(redis_id=again.options["redis_message_id"], body=again.encode(), tenant=job.tenant, once=job.once)
 
 
-def check_size(body: bytes) -> None:
+def check_size(body: bytes, message: Message[Any]) -> None:
     """Raises `InvalidJob` for a job that is too large to be held in Redis by the million."""
     most = reader()().max_payload_bytes
     if len(body) > most:
+        arguments = {**{f"argument {n}": value for n, value in enumerate(message.args, 1)}, **message.kwargs}
+        sizes = {name: len(dramatiq.get_encoder().encode({name: value})) for name, value in arguments.items()}
+        largest = max(sizes, key=sizes.__getitem__, default="its options")
         raise InvalidJob(
-            f"the job has {len(body):,} bytes; max_payload_bytes is {most:,}. "
+            f"the job has {len(body):,} bytes, most of them in {largest}; max_payload_bytes is {most:,}. "
             "Send a reference (an id, an object's URL) instead of the content, or raise the setting"
         )
 

@@ -197,7 +197,7 @@ class Settings(BaseSettings):
     """A job that was held so often needs review instead of another hold."""
     max_deliveries: Annotated[int, Ge(1), Le(100)] = 3
     """A job that so many workers died with needs review instead of another run."""
-    max_payload_bytes: Annotated[int, Ge(1024), Le(536_870_912)] = 1_048_576
+    max_payload_bytes: Annotated[int, Ge(1024), Le(536_870_912)] = 4_194_304
     """The largest job of an AI task that `send` accepts."""
 
     _reading: Reading

@@ -17,6 +17,7 @@ from dramatiq.results import ResultFailure, ResultMissing
 from tideover import clock
 from tideover.core.job import CRITICALITIES, ENDS, End, lane
 from tideover.errors import ConfigurationError, JobExpired, JobFailed, NotYet
+from tideover.gate import is_ours
 from tideover.stamp import stamp_of
 from tideover.store.backlog import Backlog
 from tideover.store.client import store_errors
@@ -94,7 +95,8 @@ def wait_for_sync(message: Message[R], *, timeout: timedelta, through_holds: boo
     """The result of a job, waited for in this thread.
 
     Raises:
-      NotYet: it is held (unless `through_holds`), or the timeout is over: an answer like HTTP 202.
+      NotYet: it is held (unless `through_holds`), or the timeout is over: an answer like HTTP 202. A later step of a pipeline
+        is waited for, too; what `send` did not return is never said to have ended without a result.
       JobExpired: it passed its expiry.
       JobFailed: it ended without a result.
       dramatiq.results.ResultFailure: its function raised, and its retries are spent.
@@ -166,6 +168,8 @@ class Steps:
         if end == "expired":
             raise JobExpired(self.message.message_id) from None
         if clock.monotonic() - self._gone_since < SETTLING_S:
+            return False
+        if end is None and not is_ours(self.message.options):  # as built: a pipeline may enqueue it when it comes to it
             return False
         why = "it stores no result, or its result has expired" if end in (None, "succeeded") else "see its story"
         raise JobFailed(self.message.message_id, end or "ended", why) from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -204,3 +205,23 @@ def test_a_poison_job_cannot_kill_workers_for_ever(shop: Shop, workers: list[sub
     body = shop.body(bad)
     assert body is not None
     assert "retries" not in body.options
+
+
+@pytest.mark.parametrize("enters", [False, True], ids=["never called", "called"])
+def test_arguments_that_a_decorated_function_does_not_take(shop: Shop, enters: bool) -> None:
+    """A decorator stands between the call and the function; a `TypeError` of the function itself is its own failure."""
+
+    def traced(fn: Any) -> Any:
+        @functools.wraps(fn)
+        def wrapper(*args: Any) -> Any:
+            return fn(*args[:1]) if enters else fn(*args)
+
+        return wrapper
+
+    def new(text: str) -> str:
+        return text + 1  # type: ignore[operator]  # the failure of its own
+
+    mail = ai_task(criticality="deferrable", models=["no-such-model"], max_retries=0, actor_name="mail")(traced(new))
+    mail.send("a", "b")
+    shop.work()
+    shop.until(lambda: shop.books() == {"accepted": 1, "failed" if enters else "held": 1}, "it has failed, or is held")

@@ -279,9 +279,11 @@ def test_nan_is_sent(shop: Shop) -> None:
 
 
 def test_a_job_that_is_too_large_is_refused(shop: Shop) -> None:
-    """It is an InvalidJob that says both sizes and what to send instead."""
-    with pytest.raises(InvalidJob, match="max_payload_bytes"):
-        shop.summary.send("x" * 1_048_576)
+    """It is an InvalidJob that says both sizes, which argument is large, and what to send instead."""
+    with pytest.raises(InvalidJob, match="most of them in argument 1; max_payload_bytes is 4,194,304"):
+        shop.summary.send("x" * 4_194_304)
+    with pytest.raises(InvalidJob, match="most of them in tag; "):
+        shop.summary.send(tag="x" * 4_194_304)
     assert 0 == accepted(shop)
 
 
