@@ -10,7 +10,7 @@ from tests.chaos.faults import KINDS, plan
 from tests.chaos.run import Options, run
 
 SEEDS = (7, 11, 34)
-SHORT = Options(jobs=1500, seconds=15.0)
+SHORT = Options(jobs=1500, seconds=10.0)
 
 
 @pytest.mark.slow
