@@ -20,12 +20,12 @@ demo: $(RUN) ## the whole story on this machine, in under a minute
 	@$(BIN)/tideover demo
 
 test: $(DEV) ## run the tests, but for the slow ones
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) --dist load --maxschedchunk 2 -q -m "not slow"
 
 check: lint types $(DEV) ## everything that CI checks
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q
+	$(BIN)/pytest -n $(WORKERS) --dist load --maxschedchunk 2 -q
 
 format: $(DEV) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .

@@ -180,3 +180,9 @@ def no_leaked_keys(request: pytest.FixtureRequest, key_table: KeyTable) -> Itera
     if url is not None:
         with redis.Redis.from_url(url) as client:
             assert [] == key_table.faults(client)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first: whatever is begun last is waited for by all other processes."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

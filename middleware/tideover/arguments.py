@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
 import dramatiq
 from dramatiq.message import Message
 
-from tideover.core.fidelity import same, unfaithful
+from tideover.core.fidelity import MOST_SHOWN, same, unfaithful
 from tideover.errors import InvalidJob
 
 
@@ -75,11 +75,33 @@ def check_follow_ups(message: Message[Any], is_ai: Callable[[str], bool]) -> Non
 
     They are encoded with the message that carries them, so when they are enqueued it is too late to see what changed.
     """
+    for follow_up in follow_ups(message):
+        if is_ai(follow_up.actor_name):
+            check_arguments(follow_up)
+
+
+def follow_ups(message: Message[Any]) -> Iterator[Message[Any]]:
+    """The messages that travel inside another, and inside those."""
     carrying = [message.options]
     for options in carrying:
         for carried in [options.get("pipe_target"), *(options.get("group_completion_callbacks") or ())]:
             if isinstance(carried, dict) and carried.keys() == MESSAGE_FIELDS:
                 follow_up: Message[Any] = Message(**carried)
                 carrying.append(follow_up.options)
-                if is_ai(follow_up.actor_name):
-                    check_arguments(follow_up)
+                yield follow_up
+
+
+def largest_argument(message: Message[Any]) -> str:
+    """Which argument has most of a job's bytes and how many, as a part of a sentence; those of its later steps are among them.
+
+    It shows no value, nor a name that is long enough to be one. Empty where there are no arguments.
+    """
+    empty = len(Message("", "", (), {}, {}).encode())
+    most, said = 0, ""
+    for of in (message, *follow_ups(message)):
+        for name, value in named_arguments(of):
+            size = len(Message("", "", (value,), {}, {}).encode()) - empty
+            if size > most:
+                shown = name if len(str(name)) <= MOST_SHOWN else "…"
+                most, said = size, f", {size:,} of them in argument {shown} of task {of.actor_name}"
+    return said

@@ -36,13 +36,25 @@ def misfit(attempt: Attempt | None, error: BaseException, fn: Callable[..., Any]
     """The hold of a job whose arguments its function does not take: a call of it raised, and it was not entered."""
     if not isinstance(error, TypeError) or attempt is None or attempt.health.mode != "act":
         return None
-    entered = {frame.f_code for frame, _ in walk_tb(error.__traceback__)}
+    if takes(fn, error, attempt.message.args, attempt.message.kwargs):
+        return None
+    return needs_review("its arguments do not fit the task's function any more")
+
+
+def takes(fn: Callable[..., Any], error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function, decorated or not, takes these arguments, so that the error is its own or a decorator's."""
+    raised_in = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
     try:
-        if getattr(unwrap(fn), "__code__", None) not in entered:
-            signature(fn).bind(*attempt.message.args, **attempt.message.kwargs)
+        innermost, signed = getattr(unwrap(fn), "__code__", None), signature(fn)
+    except (TypeError, ValueError):  # it has none that can be read: then the call itself raised, or something below it
+        return len(raised_in) > 1
+    if innermost in raised_in:  # a decorator may have added what the arguments lack
+        return True
+    try:
+        signed.bind(*args, **kwargs)
     except TypeError:
-        return needs_review("its arguments do not fit the task's function any more")
-    return None
+        return False
+    return True
 
 
 def leave(attempt: Attempt | None, error: BaseException | None, hold: Hold | None = None) -> None:

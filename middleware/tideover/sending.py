@@ -19,6 +19,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.message import Message
 
 from tideover import clock, events
+from tideover.arguments import largest_argument
 from tideover.core.job import CRITICALITIES
 from tideover.errors import CapacityReached, ConfigurationError, InvalidJob, StoreUnavailable, TideoverError
 from tideover.results import store_expired
@@ -221,11 +222,8 @@ def check_size(body: bytes, message: Message[Any]) -> None:
     """Raises `InvalidJob` for a job that is too large to be held in Redis by the million."""
     most = reader()().max_payload_bytes
     if len(body) > most:
-        arguments = {**{f"argument {n}": value for n, value in enumerate(message.args, 1)}, **message.kwargs}
-        sizes = {name: len(dramatiq.get_encoder().encode({name: value})) for name, value in arguments.items()}
-        largest = max(sizes, key=sizes.__getitem__, default="its options")
         raise InvalidJob(
-            f"the job has {len(body):,} bytes, most of them in {largest}; max_payload_bytes is {most:,}. "
+            f"the job has {len(body):,} bytes{largest_argument(message)}; max_payload_bytes is {most:,}. "
             "Send a reference (an id, an object's URL) instead of the content, or raise the setting"
         )
 

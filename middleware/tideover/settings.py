@@ -197,8 +197,9 @@ class Settings(BaseSettings):
     """A job that was held so often needs review instead of another hold."""
     max_deliveries: Annotated[int, Ge(1), Le(100)] = 3
     """A job that so many workers died with needs review instead of another run."""
-    max_payload_bytes: Annotated[int, Ge(1024), Le(536_870_912)] = 4_194_304
-    """The largest job of an AI task that `send` accepts."""
+    max_payload_bytes: Annotated[int, Ge(1024), Le(536_870_912)] = 8_388_608
+    """The largest job of an AI task that `send` accepts, in bytes as it is stored: dramatiq's JSON writes a character beyond
+    ASCII with 6, an emoji with 12."""
 
     _reading: Reading
 

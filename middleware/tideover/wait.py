@@ -17,7 +17,6 @@ from dramatiq.results import ResultFailure, ResultMissing
 from tideover import clock
 from tideover.core.job import CRITICALITIES, ENDS, End, lane
 from tideover.errors import ConfigurationError, JobExpired, JobFailed, NotYet
-from tideover.gate import is_ours
 from tideover.stamp import stamp_of
 from tideover.store.backlog import Backlog
 from tideover.store.client import store_errors
@@ -39,14 +38,19 @@ PROBE_GAP_S = 15.0
 class JobStatus:
     """Where a job is.
 
-    `state` is `"queued"`, `"running"`, `"held"` or `"ended"`; `end` says how it ended, None while it lives or when nothing is
-    recorded; `reason` and `waits_for` say why it is held and which breakers free it; `since` and `expires_at` are unix time.
+    `state` is `"queued"`, `"running"`, `"held"`, `"ended"` or `"unknown"`; `end` says how it ended, None while it lives or when
+    nothing is recorded; `reason` and `waits_for` say why it is held and which breakers free it; `since` and `expires_at` are
+    unix time.
     `overdue`: it is past its expiry, and ends as expired as soon as a worker reaches it; no call is made any more.
     `degraded`: it ended with its task's degraded answer.
+
+    `"unknown"`: it is in no place, and neither a result nor its story tells an end. That is said only of a message that `send`
+    did not return, such as a later step of a pipeline, which is enqueued when what it follows has ended: it waits for its turn,
+    or never gets one, or it ended and left no trace.
     """
 
     job_id: str
-    state: Literal["queued", "running", "held", "ended"]
+    state: Literal["queued", "running", "held", "ended", "unknown"]
     end: End | None = None
     reason: str | None = None
     waits_for: tuple[str, ...] = ()
@@ -57,7 +61,7 @@ class JobStatus:
 
 
 def status(message: Message[Any]) -> JobStatus:
-    """Where the job of a message that `send` returned is now."""
+    """Where the job of a message is now: one that `send` returned, or a step of a pipeline, or a child of a group."""
     backlog = backlog_of()
     with store_errors("asking where a job is", accepts="nothing"):
         held = held_facts(backlog, message)
@@ -66,6 +70,8 @@ def status(message: Message[Any]) -> JobStatus:
         place = backlog.place(message.message_id, lanes_of(message))
         if place is None:
             last = last_line(backlog, message)
+            if last is None and not was_sent(message) and not has_result(message):
+                return JobStatus(job_id=message.message_id, state="unknown")
             degraded = last is not None and last.facts.get("degraded") is True
             return JobStatus(job_id=message.message_id, state="ended", end=end_told(last), degraded=degraded)
         state: Literal["queued", "running"] = "queued"
@@ -96,7 +102,7 @@ def wait_for_sync(message: Message[R], *, timeout: timedelta, through_holds: boo
 
     Raises:
       NotYet: it is held (unless `through_holds`), or the timeout is over: an answer like HTTP 202. A later step of a pipeline
-        is waited for, too; what `send` did not return is never said to have ended without a result.
+        is waited for so, too, while what it follows is held, and also when that has failed: ask for the earlier steps then.
       JobExpired: it passed its expiry.
       JobFailed: it ended without a result.
       dramatiq.results.ResultFailure: its function raised, and its retries are spent.
@@ -123,6 +129,7 @@ class Steps:
     def __init__(self, message: Message[Any], timeout: timedelta, through_holds: bool) -> None:
         self.message, self.timeout_s, self.through_holds = message, timeout.total_seconds(), through_holds
         self.result: Any = None
+        self._was_there = was_sent(message)
         self._gone_since: float | None = None
 
     def __iter__(self) -> Generator[float, None, None]:
@@ -153,26 +160,43 @@ class Steps:
             held = held_facts(backlog, self.message)
             if held is not None and not self.through_holds:
                 raise NotYet(self.message.message_id, held.reason, PROBE_GAP_S) from None
-            return held is None and self.is_over(backlog) and self.last_look(backlog)
+            if held is not None or backlog.place(self.message.message_id, lanes_of(self.message)) is not None:
+                self._was_there, self._gone_since = True, None
+                return False
+            return self.last_look(backlog)
         return True
 
-    def is_over(self, backlog: Backlog) -> bool:
-        return backlog.place(self.message.message_id, lanes_of(self.message)) is None
-
     def last_look(self, backlog: Backlog) -> bool:
-        """The job is gone. How it ended is told, and its result stored, within moments of that."""
+        """The job is in no place. If it was in one, its end is told, and its result stored, within moments of that."""
+        end = end_of(backlog, self.message)
+        if end is None and not self._was_there:  # not enqueued yet, as far as anybody can tell
+            return False
         if self._gone_since is None:  # its result may have come between our looks at the two
             self._gone_since = clock.monotonic()
             return False
-        end = end_of(backlog, self.message)
         if end == "expired":
             raise JobExpired(self.message.message_id) from None
         if clock.monotonic() - self._gone_since < SETTLING_S:
             return False
-        if end is None and not is_ours(self.message.options):  # as built: a pipeline may enqueue it when it comes to it
-            return False
         why = "it stores no result, or its result has expired" if end in (None, "succeeded") else "see its story"
         raise JobFailed(self.message.message_id, end or "ended", why) from None
+
+
+def was_sent(message: Message[Any]) -> bool:
+    """Whether this very message was enqueued: `send` returned it. A copy as it was built does not tell."""
+    return "sent_ms" in stamp_of(message)
+
+
+def has_result(message: Message[Any]) -> bool:
+    try:
+        message.get_result(backend=dramatiq.get_broker().get_results_backend())
+    except ResultMissing:
+        return False
+    except ResultFailure:
+        return True
+    except RuntimeError:  # this broker stores no results
+        return False
+    return True
 
 
 def backlog_of() -> Backlog:

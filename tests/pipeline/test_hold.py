@@ -546,37 +546,3 @@ def test_a_job_that_is_fetched_again_while_its_hold_is_on_its_way_back(shop: Sho
     job = shop.summary.send("x")
     shop.until_over()
     assert ([job.message_id], ["x", "x"], {"accepted": 1, "succeeded": 1}) == (held, shop.ran, shop.books())
-
-
-def test_waiting_for_a_pipeline_that_is_held(shop: Shop) -> None:
-    """Its last step was not enqueued yet, which is no end."""
-
-    @ai_task(criticality="deferrable", models=["no-such-model"])
-    def length(answer: str) -> int:
-        return len(answer)
-
-    shop.work()
-    shop.open_breaker()
-    steps = (shop.summary.message("first") | length.message()).run().messages
-    shop.until_all("held", steps[:1])
-    with pytest.raises(NotYet):
-        tideover.wait_for_sync(steps[-1], timeout=timedelta(seconds=1), through_holds=True)
-    shop.heal()
-    assert len(shop.result(steps[0])) == shop.result(steps[-1])
-
-
-@pytest.mark.parametrize("letter", ["a", "\u6f22", "\U0001f600"], ids=["ascii", "chinese", "emoji"])
-def test_a_megabyte_of_prompt_comes_through(shop: Shop, letter: str) -> None:
-    """Held and released, it is what was sent."""
-    prompt = letter * (1_048_576 // len(letter.encode()))
-
-    @ai_task(criticality="deferrable", models=[shop.model])
-    def tell(text: str) -> bool:
-        return text == prompt
-
-    shop.work()
-    shop.open_breaker()
-    job = tell.send(prompt)
-    shop.until_all("held", [job])
-    shop.heal()
-    assert shop.result(job)
