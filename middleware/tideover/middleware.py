@@ -84,7 +84,8 @@ class Tideover(dramatiq.Middleware):
             if task.actor_name not in self._announced:
                 self.announce(broker, task)
             check_arguments(message)
-            self.follow_clock(broker)
+            if clock.monotonic() >= self._follow_at:
+                self.follow_clock(broker)
             message.options[STAMP] = task.stamp(message, delay)
         else:
             message.options[STAMP] = {"sent_ms": sent_ms()}
@@ -109,10 +110,9 @@ class Tideover(dramatiq.Middleware):
     def follow_clock(self, broker: RedisBroker) -> None:
         """Now and then goes by Redis' clock anew: expiries are instants, which workers compare with it."""
         asked_at = clock.monotonic()
-        if asked_at >= self._follow_at:
-            self._follow_at = asked_at + FOLLOW_S
-            with suppress(*FAILED):  # then sending says what is wrong
-                clock.follow(Registry(broker.client, Keys(broker.namespace)).now(), asked_at)
+        self._follow_at = asked_at + FOLLOW_S
+        with suppress(*FAILED):  # then sending says what is wrong
+            clock.follow(Registry(broker.client, Keys(broker.namespace)).now(), asked_at)
 
     def enqueue(self, broker: RedisBroker, ledger: Ledger, queue: str, new_id: str, body: bytes) -> None:
         """Accepts a new job, or hands a fetched one over to its successor."""

@@ -39,6 +39,9 @@ AT_ONCE = 250
 AT_ONCE_BYTES = 4_194_304
 """Jobs, and bytes, that one script accepts: more would block Redis for too long."""
 
+LEAST_LIMIT = 1024
+"""The lowest `max_payload_bytes` that there is."""
+
 FOLLOW_UP = "-"
 
 
@@ -96,14 +99,14 @@ class Sender:
         message, sending.message = sending.message, None
         stamp = {} if message is None else stamp_of(message)
         is_ai = message is not None and isinstance(self.broker.actors.get(message.actor_name), AITask)
-        if message is not None and is_ai:
+        if is_ai and message is not None and len(body) > LEAST_LIMIT:
             check_size(body, message)
         room = room_of_settings() if is_ai and follows is None else UNLIMITED
-        tenant, key = (said if isinstance(said := stamp.get(name), str) else "" for name in ("tenant", "once"))
-        plain = follows is None and room is UNLIMITED and not tenant and not key
+        plain = follows is None and room is UNLIMITED and "tenant" not in stamp and "once" not in stamp
         if plain and sending.gathered is None and self.ledger.accept_plain(queue, redis_id, body).verdict == "accepted":
             first_sending.queue = ""
             return
+        tenant, key = (said if isinstance(said := stamp.get(name), str) else "" for name in ("tenant", "once"))
         once = ("", "")
         if follows is not None:
             once = (f"{follows}>{redis_id}", FOLLOW_UP)
