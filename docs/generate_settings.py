@@ -11,14 +11,14 @@ from textwrap import dedent
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tideover import settings
+from tideover import settings, tables
 from tideover.core import policy
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
 `tideover.toml` is found from the working directory upwards, or named by `TIDEOVER_CONFIG`. A variable `TIDEOVER_<KEY>`
-overrides a key; a dot becomes two underscores: `TIDEOVER_BREAKER__WINDOW_S=20`. Unknown keys and wrong values are errors that
+overrides a key; a dot becomes two underscores: `TIDEOVER_BREAKER__SETTLE_S=20`. Unknown keys and wrong values are errors that
 name the key. `tideover config show` prints what is in force, and where each value came from. Credentials are named, never
 written here: by variable (`api_key_env`) or file (`api_key_file`).
 
@@ -26,11 +26,11 @@ Written by `docs/generate_settings.py`; a test keeps it true.
 """
 TABLES: tuple[tuple[str, type[BaseModel], type[object] | None], ...] = (
     ("", settings.Settings, None),
-    ("routes.NAME", settings.RouteSettings, None),
-    ("breaker", settings.BreakerSettings, policy.BreakerPolicy),
-    ("drain", settings.DrainSettings, policy.PacePolicy),
-    ("worker", settings.WorkerSettings, None),
-    ("capacity", settings.CapacitySettings, None),
+    ("routes.NAME", tables.RouteSettings, None),
+    ("breaker", tables.BreakerSettings, policy.BreakerPolicy),
+    ("drain", tables.DrainSettings, policy.PacePolicy),
+    ("worker", tables.WorkerSettings, None),
+    ("capacity", tables.CapacitySettings, None),
 )
 WORDS = {
     "redis_url": "Where jobs are kept: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` "
@@ -44,9 +44,6 @@ WORDS = {
     "models": "The model that a task asks for, and this route's name for it. An `anthropic` route without any passes names on",
     "max_in_flight": "Calls at once over this route, in each process",
     "timeout_s": "The longest wait for bytes of an answer",
-    "window_s": "Calls of so many seconds are judged together",
-    "min_calls": "Fewer calls than this in the window open nothing",
-    "failure_ratio": "The share of failed calls that opens the breaker",
     "probe_max_s": "The longest wait between two probes",
     "start_rate": "Jobs per second at the beginning of a recovery",
     "max_rate": "Jobs per second at most",

@@ -76,7 +76,7 @@ def keys() -> Keys:
 NAMES = {"queue": r"[^:]+", "worker": r"[^:]+", "day": r"\d{8}|today", "group": r"[^:]+", "key": r".+", "name": r"[a-z]+"}
 ANY_NAMESPACE = r"[^:]+"
 MOST_SECONDS = {
-    "window + 60 s": 3600 + 60,
+    "2 min": 120,
     "1 h": 3600,
     "2 days": 2 * 86_400,
     "8 days": 8 * 86_400,

@@ -53,6 +53,8 @@ class Attempt:
     """dramatiq's proxy. Its options may be changed in memory; what waits in Redis stays as it was sent."""
     permit: Permit | None = None
     hold: Hold | None = None
+    give_back: bool = False
+    """Another process is to run it, because only this one cannot reach its route."""
     model: str | None = None
     """The model of its latest call, as the task names it."""
     unfit: set[str] = field(default_factory=set)
@@ -89,6 +91,8 @@ class Note:
     mark: Mark = field(default_factory=Mark)
     attempt: Attempt | None = None
     hold: Hold | None = None
+    give_back: bool = False
+    """It goes back to its queue, for a process that can reach its route."""
     end: End | None = None
     concluding: bool = False
     """Its function has ended; what is enqueued from here on is its retry or its next step."""

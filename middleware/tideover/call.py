@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from tideover import clock, events
 from tideover.attempt import Attempt, HoldSignal, Served, current
-from tideover.core.admission import Expire, Hold, Reroute, Run, Verdict, decide
+from tideover.core.admission import Expire, GiveBack, Hold, Reroute, Run, Verdict, decide
 from tideover.core.outcome import Outcome
 from tideover.core.route import BUSY, Hop, Permit, breaker_key
 from tideover.errors import JobExpired, ProviderError
@@ -114,7 +114,7 @@ def primary_of(attempt: Attempt | None) -> str:
     return settings().primary if attempt is None else attempt.job.routes[0]
 
 
-def plan(attempt: Attempt, model: str) -> Plan:
+def plan(attempt: Attempt, model: str, *, streams: bool) -> Plan:
     """Which route to try, and what its answer means for the job; ends with what the caller gets, or in a hold."""
     health, job, primary = attempt.health, attempt.job, attempt.job.routes[0]
     attempt.model = model
@@ -128,7 +128,7 @@ def plan(attempt: Attempt, model: str) -> Plan:
         verdict = verdict_now(attempt, model, refused)
         match verdict:
             case Run(route) | Reroute(route):
-                tried = yield from try_route(attempt, route, model, refused)
+                tried = yield from try_route(attempt, route, model, refused, streams=streams)
                 if tried is None:
                     refused[route] = BUSY
                 elif is_final(tried, route == primary) or health.mode != "act":
@@ -137,6 +137,9 @@ def plan(attempt: Attempt, model: str) -> Plan:
                     last, refused[route] = tried, BUSY if tried.outcome.kind == "throttle" else tried.outcome.why
                     if tried.outcome.kind == "caller":
                         attempt.unfit.add(route)
+            case GiveBack():
+                attempt.give_back = True
+                raise HoldSignal
             case Hold():
                 if not (yield from stay(attempt, model, verdict, last, pauses)):
                     assert last is not None
@@ -206,7 +209,9 @@ def permit_for(attempt: Attempt, primary: Hop) -> Permit | None:
     return attempt.permit
 
 
-def try_route(attempt: Attempt, route: str, model: str, refused: dict[str, str]) -> Generator[Step, Said, Tried | None]:
+def try_route(
+    attempt: Attempt, route: str, model: str, refused: dict[str, str], *, streams: bool
+) -> Generator[Step, Said, Tried | None]:
     """One call over one route, reported to its breaker; None when the route had no slot for it."""
     health, key = attempt.health, breaker_key(route, model)
     busy_until = clock.monotonic() + MOST_BUSY_S
@@ -217,13 +222,18 @@ def try_route(attempt: Attempt, route: str, model: str, refused: dict[str, str])
     name = health.settings.route(route).model(model) or model
     if route != attempt.job.routes[0]:
         events.job_rerouted(attempt.job.id, attempt.job.task, route, attempt.detail or refused.get(attempt.job.routes[0], ""))
-    generation = health.view(key).generation
+    flight = health.begin(route, model, attempt.job.id, streams=streams)
     try:
         tried = yield Try(route, name, key if attempt.job.may_reroute and len(attempt.job.routes) > 1 else None)
+    except BaseException:
+        health.flights.forget(flight)
+        raise
     finally:
         health.free_slot(route)
     assert not isinstance(tried, bool | None)
-    tried.tell(lambda outcome: health.report(key, generation, outcome, attempt.job.id))
+    if tried.streaming:
+        health.flights.first_token(flight)
+    tried.tell(lambda outcome: health.end(flight, outcome))
     if tried.outcome.kind == "ok":
         attempt.served.append(Served(route, name, tried.losses))
     else:
@@ -269,7 +279,7 @@ def was_released(attempt: Attempt, verdict: Hold) -> bool:
 def hold(attempt: Attempt, verdict: Hold) -> NoReturn:
     """Takes the job off the worker; `reason` says whether its breaker was open or its own call failed first."""
     state = attempt.health.view(verdict.wait_key[0]).state
-    if verdict.reason == "outage" and state in ("closed", "recovering"):
+    if verdict.reason == "outage" and state not in ("open", "half-open"):
         verdict = replace(verdict, reason="failed")
     attempt.hold = verdict
     raise HoldSignal
@@ -292,7 +302,7 @@ def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
         if attempt is None or not wire.is_message_call(request):
             return call_next(request)
         said: Said = None
-        with closing(plan(attempt, request.json["model"])) as steps:
+        with closing(plan(attempt, request.json["model"], streams=bool(request.stream))) as steps:
             while True:
                 try:
                     step = steps.send(said)
@@ -318,7 +328,7 @@ def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
         if attempt is None or not wire.is_message_call(request):
             return await call_next(request)
         said: Said = None
-        with closing(plan(attempt, request.json["model"])) as steps:
+        with closing(plan(attempt, request.json["model"], streams=bool(request.stream))) as steps:
             while True:
                 try:
                     step = steps.send(said)

@@ -15,7 +15,7 @@ from dramatiq.message import Message
 
 from tideover import clock, events
 from tideover.attempt import Note, note_of
-from tideover.core.admission import Expire, Hold
+from tideover.core.admission import Expire, GiveBack, Hold
 from tideover.errors import StoreUnavailable
 from tideover.gate import Gate, is_ours, mark_storied, redis_id
 from tideover.results import store_expired
@@ -33,6 +33,9 @@ GATHER_S = 0.002
 
 MOST_SKEW_MS = 1000
 """How far this machine's clock may be set while delayed jobs are in memory, where dramatiq goes by it."""
+
+REST_S = 1.0
+"""How long a consumer leaves its queue to others after it gave jobs back, because only this process cannot reach a route."""
 
 RECLAIM_S = 10.0
 """How often a consumer looks for jobs that it has fetched without knowing: redis-py may repeat a fetch whose reply was lost."""
@@ -75,7 +78,7 @@ class GatedConsumer(Consumer):
         self._wanted = 1
         """The room that is waited for."""
         self._idle_s = FIRST_IDLE_S
-        self._reclaim_at = 0.0
+        self._reclaim_at = self._rest_until = 0.0
         self._skew_ms = clock.skew_ms()
 
     def __next__(self) -> MessageProxy | None:
@@ -99,7 +102,7 @@ class GatedConsumer(Consumer):
                 return
             if note.hold is not None:
                 self.gate.hold(self.queue, [(message, note.hold)])
-            elif note.follow_up_failed:
+            elif note.follow_up_failed or note.give_back:
                 self.gate.backlog.give_back(self.gate.worker, self.queue, [redis_id(message)])
             else:
                 self.gate.settle(self.queue, message, note.end or "unexplained")
@@ -152,7 +155,7 @@ class GatedConsumer(Consumer):
         self._reclaim_at = clock.monotonic() + RECLAIM_S
 
     def _fill(self) -> None:
-        if self.gate.closing or len(self.taken) >= self.prefetch:
+        if self.gate.closing or len(self.taken) >= self.prefetch or clock.monotonic() < self._rest_until:
             self._wait_for_room(1, self.poll_s)
             return
         enough = max(1, self.prefetch // 4)
@@ -200,6 +203,9 @@ class GatedConsumer(Consumer):
                         self._ready.append(message)
                     case Hold():
                         yield message, verdict
+                    case GiveBack():
+                        self.gate.backlog.give_back(self.gate.worker, self.queue, [redis_id(message)])
+                        self._rest_until = clock.monotonic() + REST_S
                     case Expire():
                         store_expired(self.gate.broker, message.queue_name, message.actor_name, message.message_id)
                         self.gate.settle(self.queue, message, "expired")

@@ -61,12 +61,18 @@ def leave(attempt: Attempt | None, error: BaseException | None, hold: Hold | Non
     """The task's edge: a hold anywhere below is a hold of the job."""
     if attempt is not None and attempt.hold is None:
         attempt.hold = hold
-    if hold_in(error) or (attempt is not None and attempt.hold is not None):
+    if hold_in(error) or (attempt is not None and (attempt.hold is not None or attempt.give_back)):
         if attempt is not None:
             attempt.message.options["store_results"] = False  # in memory only: `None` would be taken for the answer
         raise Held("held") from None
     if error is not None:
         raise error
+
+
+def done(attempt: Attempt | None) -> None:
+    """Notes that a job's requests were fine, against the day on which most of its task's are not."""
+    if attempt is not None and attempt.model is not None and attempt.hold is None:
+        attempt.health.note_job(attempt.job.task, attempt.job.id, refused=False)
 
 
 def is_late(attempt: Attempt | None) -> bool:
@@ -99,6 +105,7 @@ def async_edge(fn: Callable[..., Awaitable[R]], degraded: Callable[..., Any] | N
                 attempt.stop_the_clock()
             leave(attempt, error, misfit(attempt, error, fn) or await asyncio.to_thread(hold_for, attempt, error))
             raise
+        done(attempt)
         leave(attempt, None)
         return result
 
@@ -125,6 +132,7 @@ def sync_edge(fn: Callable[..., R], degraded: Callable[..., Any] | None) -> Call
         except BaseException as error:
             leave(attempt, error, misfit(attempt, error, fn) or hold_for(attempt, error))
             raise
+        done(attempt)
         leave(attempt, None)
         return result
 

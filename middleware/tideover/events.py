@@ -10,7 +10,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tideover.core.breaker import Breaker, Transition
+
+CHANGES = {
+    "closed": "breaker_closed",
+    "suspect": "breaker_suspected",
+    "open": "breaker_opened",
+    "half-open": "breaker_half_opened",
+    "recovering": "breaker_recovering",
+}
+PARKED = {
+    "auth": "its credential is refused and never worked: mend it; the route is asked again by itself",
+    "quota": "its money is spent: raise the limit; the route is asked again by itself",
+    "model": "it never knew this model: mend the route's `models`; it is asked again by itself",
+}
 
 
 @cache
@@ -111,9 +127,34 @@ def schema_raised(namespace: str, schema: int) -> None:
     log().info("schema_raised", namespace=namespace, schema=schema)
 
 
-def breaker_changed(key: str, old: str, new: str, why: str) -> None:
-    names = {"open": "breaker_opened", "half-open": "breaker_half_opened", "recovering": "breaker_recovering"}
-    log().warning(names.get(new, "breaker_closed"), breaker=key, was=old, why=why)
+def breaker_changed(key: str, was: Breaker, change: Transition) -> None:
+    """A breaker moved, with the evidence that moved it."""
+    charts = was.charts
+    said = {
+        "breaker": key,
+        "was": was.state,
+        "why": change.why,
+        "calls": charts.calls,
+        "failed": charts.failed,
+        "brownout": round(charts.brownout, 1),
+        "blackout": round(charts.blackout, 1),
+        "threshold": round(was.base.threshold, 1),
+    }
+    if change.parked == "paused":
+        log().error("task_paused", **said, remedy="mend the task, then `tideover breaker resume` it")
+    elif change.parked:
+        log().error("route_parked", **said, cause=change.parked, remedy=PARKED[change.parked])
+    else:
+        log().warning(CHANGES[change.to] if was.state != change.to else "breaker_braked", **said)
+
+
+def process_stepped_apart(key: str, why: str) -> None:
+    """Only this process finds a route down: its jobs go back to their queue, for others."""
+    log().error("process_stepped_apart", breaker=key, why=why, remedy="see to this machine's network and credentials")
+
+
+def process_rejoined(key: str) -> None:
+    log().warning("process_rejoined", breaker=key)
 
 
 def probe_answered(key: str, ok: bool, why: str) -> None:

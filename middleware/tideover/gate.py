@@ -14,7 +14,7 @@ from dramatiq.middleware import AgeLimit
 
 from tideover import clock, events
 from tideover.attempt import note_of
-from tideover.core.admission import Expire, Hold, decide, needs_review, unless_one_runs
+from tideover.core.admission import Expire, GiveBack, Hold, decide, needs_review, unless_one_runs
 from tideover.core.job import Criticality, End, Job, is_criticality
 from tideover.stamp import STAMP, stamp_of, tenant_of
 from tideover.store.account import Ended, Ledger
@@ -55,8 +55,14 @@ def unreadable_part(stamp: object) -> str:
     return "" if isinstance(stamp.get("tag", ""), str) else "its tag is no text"
 
 
-def told(verdict: Hold | Expire) -> str:
-    return f"hold ({verdict.reason})" if isinstance(verdict, Hold) else "expire"
+def told(verdict: Hold | GiveBack | Expire) -> str:
+    match verdict:
+        case Hold():
+            return f"hold ({verdict.reason})"
+        case GiveBack():
+            return "give back"
+        case Expire():
+            return "expire"
 
 
 class Settling(dict[str, Together[Ended, bool]]):
@@ -83,7 +89,7 @@ class Gate:
         self.closing = False
         """Set at the first SIGTERM: nothing more is fetched, and what was not begun goes back."""
         self._settling = Settling(ledger, worker)
-        self._standing: tuple[object, float, dict[object, Hold | None]] = (None, 0.0, {})
+        self._standing: tuple[object, float, dict[object, Hold | GiveBack | None]] = (None, 0.0, {})
         """Verdicts by kind of job: of which views of the breakers, until when (monotonic), and those asked for so far."""
         self.taken: dict[str, dict[str, MessageProxy]] = defaultdict(dict)
         """By queue: what this process has fetched and not yet parted with, over all consumers that dramatiq builds."""
@@ -104,7 +110,7 @@ class Gate:
             reroute_when_deferrable=task.reroute_when_deferrable,
         )
 
-    def verdict(self, message: MessageProxy) -> Hold | Expire | None:
+    def verdict(self, message: MessageProxy) -> Hold | GiveBack | Expire | None:
         """Whether a message must not run now. None: let it run; where to is decided call by call."""
         try:
             verdict = self._verdict(message)
@@ -118,7 +124,7 @@ class Gate:
             return None
         return verdict
 
-    def _verdict(self, message: MessageProxy) -> Hold | Expire | None:
+    def _verdict(self, message: MessageProxy) -> Hold | GiveBack | Expire | None:
         if why := self.question(message):
             return needs_review(why)
         task = self.broker.actors.get(message.actor_name)
@@ -128,18 +134,20 @@ class Gate:
         if expires_ms is not None and clock.now_ms() >= expires_ms:
             return None if task.on_expiry == "degrade" else Expire()  # the task's edge makes that answer, and no call
         views, until, known = self._standing
-        if views is not self.health.views or clock.monotonic() > until:
-            views, until, known = self._standing = self.health.views, clock.monotonic() + STANDING_S, {}
+        if views is not self.health.seen or clock.monotonic() > until:
+            views, until, known = self._standing = self.health.seen, clock.monotonic() + STANDING_S, {}
         alike = message.actor_name, criticality_of(message, task), note_of(message).mark.permit
         if alike not in known:
             known[alike] = self.hold_for_its_kind(message)
         return known[alike]
 
-    def hold_for_its_kind(self, message: MessageProxy) -> Hold | None:
+    def hold_for_its_kind(self, message: MessageProxy) -> Hold | GiveBack | None:
         """What speaks against running jobs of this task, criticality and permit just now: a hold, over the models it calls."""
         asked = self.job(message)
         if asked is None:
             return None
+        if paused := self.health.hold_while_paused(message.actor_name):
+            return paused
         job, now, permit = replace(asked, expires_at=None), clock.now(), note_of(message).mark.permit
         return unless_one_runs([decide(job, self.health.chain(job, model, {}), now=now, permit=permit) for model in job.models])
 

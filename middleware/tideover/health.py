@@ -4,46 +4,37 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from tideover import clock, events
 from tideover.attempt import Attempt
 from tideover.core.admission import Hold, hold_for_any
-from tideover.core.breaker import CLOSED, Breaker, Transition, judge
+from tideover.core.breaker import CLOSED, Breaker, Transition, moved, together
 from tideover.core.job import Job
-from tideover.core.outcome import Outcome, of_task_error
-from tideover.core.route import Hop, breaker_key
+from tideover.core.outcome import OK, Outcome, of_task_error
+from tideover.core.route import Hop, above, breaker_key, route_key, task_key
+from tideover.evidence import Flight, Flights
+from tideover.reporting import Reporter, quiet_s
 from tideover.settings import Mode, Settings
-from tideover.store.breakers import Breakers, Reading
-from tideover.store.client import FAILED
+from tideover.store.breakers import Breakers
+from tideover.store.client import FAILED, text
+from tideover.store.keys import BYPASS
 from tideover.store.registry import Registry
 
 STRICTNESS: dict[Mode, int] = {"act": 0, "observe": 1, "bypass": 2}
 FLUSH_S = 0.05
 REFRESH_S = 1.0
-MOST_QUEUED = 10_000
 MOST_MODELS = 50
 """Models learned of one task: more are names made up at run time, not models."""
-QUIET_S = 2.0
-"""The pause after a 429 that names none."""
-LEAST_QUIET_S = 0.5
-MOST_QUIET_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One call's outcome on its way to the shared breaker."""
-
-    key: str
-    generation: int
-    failed: bool
-    why: str
-    job_id: str
-    quiet_s: float = 0.0
+STATIC_S = 30.0
+"""How long the last opinion stands once Redis is gone. Then this process decides by what it sees itself."""
+MOST_PROBES = 4
+"""Probes that must all fail, beside the call itself, before one failed call is an outage."""
 
 
 class Health:
@@ -52,26 +43,37 @@ class Health:
     def __init__(self, settings: Settings, breakers: Breakers, registry: Registry) -> None:
         self.settings, self.breakers, self.registry = settings, breakers, registry
         self.policy = settings.breaker.policy()
+        self.process = uuid4().hex[:12]
         self.views: dict[str, Breaker] = {}
+        """Breakers as computed, by key."""
+        self.seen: dict[str, Breaker] = {}
+        """What jobs see of them: routes above models, operators above both."""
+        self.apart: dict[str, str] = {}
+        """What only this process finds down, and why: its jobs are better off elsewhere."""
         self.models: dict[str, frozenset[str]] = {}
         self.mode: Mode = settings.mode
-        self._queue: deque[Report] = deque(maxlen=MOST_QUEUED)
-        self._learned: deque[tuple[str, str]] = deque(maxlen=MOST_QUEUED)
-        self._counted: dict[str, tuple[int, set[str]]] = {}
+        self.flights = Flights()
+        self.probes = 0
+        """Made since last time they were told."""
+        self.reporter = Reporter(self)
+        self._learned: deque[tuple[str, str]] = deque(maxlen=10_000)
         self._slots = {
             name: threading.BoundedSemaphore(route.max_in_flight)
             for name, route in settings.routes.items()
             if route.max_in_flight
         }
         self._waiting: dict[str, dict[object, Callable[[], object]]] = {}
-        self._reading = threading.Lock()
+        self._reading = threading.RLock()
         """Between reading breakers and believing them: else an old answer could replace a newer one."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._gone = False
+        self._gone_since: float | None = None
+
+    # reading
 
     def view(self, key: str) -> Breaker:
-        return self.views.get(key, CLOSED)
+        known = self.seen.get(key)
+        return self.seen.get(above(key), CLOSED) if known is None else known
 
     def chain(self, job: Job, model: str, refused: Mapping[str, str], unfit: Container[str] = ()) -> tuple[Hop, ...]:
         """The job's routes for one model, primary first, each with its breaker and the reason that rules it out, if any.
@@ -84,38 +86,56 @@ class Health:
             serves = self.settings.route(name).model(model) is not None
             why = refused.get(name, "it could not carry this request" if name in unfit else None)
             why = why if serves else f"it has no model for {model}"
-            hops.append(Hop(name, key, self.view(key), why, serves and name not in unfit))
+            apart = key in self.apart or route_key(name) in self.apart
+            hops.append(Hop(name, key, self.view(key), why, serves and name not in unfit, apart))
         return tuple(hops)
 
-    def report(self, key: str, generation: int, outcome: Outcome, job_id: str) -> None:
-        """Notes how a call ended, without any I/O. What was the caller's fault, or ours, says nothing of the provider."""
+    def is_paused(self, task: str) -> bool:
+        """Whether most of a task's jobs are refused as wrong, so that the others wait for somebody to look."""
+        view = self.seen.get(task_key(task))
+        return view is not None and view.is_down
+
+    # noting
+
+    def begin(self, route: str, model: str, job_id: str, *, streams: bool) -> Flight:
+        """Notes that a call begins. Its end is told to `flights`; until then it may become overdue."""
+        key = breaker_key(route, model)
+        eras = self.views.get(key, CLOSED).era, self.views.get(route_key(route), CLOSED).era
+        return self.flights.begin(Flight(route, key, job_id, streams, eras))
+
+    def end(self, flight: Flight, outcome: Outcome) -> None:
+        """Notes how a call ended, without any I/O."""
         if outcome.kind == "throttle":
-            quiet_s = QUIET_S if outcome.retry_after_s is None else min(max(outcome.retry_after_s, LEAST_QUIET_S), MOST_QUIET_S)
-            until = max(self.view(key).throttled_until, clock.now() + quiet_s)
-            self.views = {**self.views, key: replace(self.view(key), throttled_until=until)}
-            self._queue.append(Report(key, generation, False, "", job_id, quiet_s))
-        elif outcome.kind == "ok" or outcome.counts_as_failure:
-            self._queue.append(Report(key, generation, outcome.counts_as_failure, outcome.why, job_id))
+            view = self.view(flight.key)
+            until = clock.now() + quiet_s(outcome)
+            if until > view.throttled_until:
+                self.seen = {**self.seen, flight.key: replace(view, throttled_until=until)}
+        self.flights.end(flight, outcome)
 
-    def hold_for(self, attempt: Attempt, error: Exception) -> Hold | None:
-        """The hold for a provider's failure that left a job's function; None: it is the job's own failure.
+    def learn(self, task: str, model: str) -> None:
+        """Remembers that a task calls a model, so that its jobs can be held before they start."""
+        known = self.models.get(task, frozenset())
+        if model not in known and len(known) < MOST_MODELS:
+            self.models = {**self.models, task: known | {model}}
+            self._learned.append((task, model))
 
-        A job that was released in this very generation is not held in it again. Then a probe decides, which takes a moment:
-        if it fails too the breaker opens, in a new generation; else the failure is the job's own.
-        """
-        if attempt.model is None or self.mode != "act":
-            return None
-        outcome = of_task_error(error, now=clock.now())
-        hops = [hop for hop in self.chain(attempt.job, attempt.model, {}) if hop.serves]
-        if not hops or not (outcome.counts_as_failure or outcome.kind == "throttle"):
-            return None
-        attempt.detail = outcome.why
-        if attempt.permit is not None and attempt.permit.covers(hops[0].key, hops[0].breaker):
-            if not self.probe_fails(hops[0].route, attempt.model):
-                return None
-            hops = [hop for hop in self.chain(attempt.job, attempt.model, {}) if hop.serves]
-        waits_for = hops if attempt.job.may_reroute else hops[:1]
-        return hold_for_any(waits_for, "failed")
+    def note_job(self, task: str, job_id: str, *, refused: bool) -> None:
+        """Notes that a job's calls were fine, or that its request was refused as wrong."""
+        key = task_key(task)
+        self.flights.note_job(key, self.views.get(key, CLOSED).era, job_id, refused=refused)
+
+    def note_probe(self) -> None:
+        """Counts a probe, because probes cost money."""
+        self.probes += 1
+
+    def take_slot(self, route: str) -> bool:
+        """Whether the route has room for one more call of this process; give it back with `free_slot`."""
+        slots = self._slots.get(route)
+        return slots is None or slots.acquire(blocking=False)
+
+    def free_slot(self, route: str) -> None:
+        if (slots := self._slots.get(route)) is not None:
+            slots.release()
 
     @contextmanager
     def when_open(self, key: str, tell: Callable[[], object]) -> Iterator[None]:
@@ -128,56 +148,114 @@ class Health:
         finally:
             waiting.pop(token, None)
 
-    def learn(self, task: str, model: str) -> None:
-        """Remembers that a task calls a model, so that its jobs can be held before they start."""
-        known = self.models.get(task, frozenset())
-        if model not in known and len(known) < MOST_MODELS:
-            self.models = {**self.models, task: known | {model}}
-            self._learned.append((task, model))
+    # deciding
 
-    def take_slot(self, route: str) -> bool:
-        """Whether the route has room for one more call of this process; give it back with `free_slot`."""
-        slots = self._slots.get(route)
-        return slots is None or slots.acquire(blocking=False)
+    def hold_for(self, attempt: Attempt, error: Exception) -> Hold | None:
+        """The hold for a provider's failure that left a job's function; None: it is the job's own failure.
 
-    def free_slot(self, route: str) -> None:
-        if (slots := self._slots.get(route)) is not None:
-            slots.release()
+        A job that was released in this very generation is not held in it again. Then probes decide, which takes a moment: if
+        they fail too the breaker opens, in a new generation; else the failure is the job's own.
+        """
+        if self.mode != "act":
+            return None
+        outcome = of_task_error(error, now=clock.now())
+        if outcome.kind == "caller":
+            self.note_job(attempt.job.task, attempt.job.id, refused=True)
+            self.flush()
+            return self.hold_while_paused(attempt.job.task)
+        if attempt.model is None:
+            return None
+        hops = [hop for hop in self.chain(attempt.job, attempt.model, {}) if hop.serves]
+        if not hops or not (outcome.counts_as_failure or outcome.kind == "throttle"):
+            return None
+        attempt.detail = outcome.why
+        if attempt.permit is not None and attempt.permit.covers(hops[0].key, hops[0].breaker):
+            if self.settings.route(hops[0].route).probe and not self.probe_fails(hops[0].route, attempt.model):
+                return None
+            hops = [hop for hop in self.chain(attempt.job, attempt.model, {}) if hop.serves]
+        waits_for = hops if attempt.job.may_reroute else hops[:1]
+        return hold_for_any(waits_for, "failed")
+
+    def hold_while_paused(self, task: str) -> Hold | None:
+        """The hold for a job whose task is paused; None: it is not."""
+        key = task_key(task)
+        if not self.is_paused(task):
+            return None
+        return Hold((key,), "paused", self.view(key).generation, "most jobs of its task are refused as wrong")
 
     def probe_fails(self, route: str, model: str) -> bool:
-        """Asks a route a one-token question, and opens its breaker if it does not answer."""
+        """Asks a route one-token questions, until one is answered or its breaker opens; whether it was none."""
         from tideover.providers import wire
 
-        outcome = wire.probe(route, model)
-        if not outcome.answered:
-            try:
-                self.trip(breaker_key(route, model), outcome.why)
-            except FAILED as error:
-                events.store_unavailable("opening a breaker", type(error).__name__)
-        return not outcome.answered
-
-    def trip(self, key: str, why: str) -> None:
-        """Opens a breaker on the word of a call and a probe that failed: where few jobs run, the window would never fill."""
-        reading = self._report(key)
-        if reading.breaker.state in ("closed", "recovering"):
-            self.move(key, reading.breaker, Transition("open", why))
+        key = breaker_key(route, model)
+        if not self.settings.route(route).probe:
+            self.flush()
+            return self.view(key).is_down
+        for _ in range(MOST_PROBES):
+            flight = self.begin(route, model, f"probe {uuid4()}", streams=True)
+            outcome = wire.probe(route, model, self.reporter.limit_s(key, streams=True))
+            events.probe_answered(key, outcome.answered, outcome.why)
+            self.end(flight, OK if outcome.answered else outcome)
+            if outcome.answered:
+                return False
+            self.flush()
+            if self.view(key).is_down:
+                return True
+        return True
 
     def move(self, key: str, seen: Breaker, change: Transition) -> bool:
         """Makes a transition, unless another process was faster; says so in the log once for all."""
-        moved = self.breakers.transition(key, seen, change)
-        if moved:
-            events.breaker_changed(key, seen.state, change.to, change.why)
-        with self._reading:
-            self._see(self.breakers.read([key]))
-        return moved
+        if self.is_alone:
+            self.see({key: moved(seen, change, clock.now())})
+            moved_it = True
+        else:
+            moved_it = self.breakers.transition(key, seen, change, clock.now())
+            self.look([key])
+        if moved_it:
+            events.breaker_changed(key, seen, change)
+        return moved_it
 
-    def _see(self, fresh: Mapping[str, Breaker]) -> None:
+    def step_apart(self, key: str, why: str) -> None:
+        """What only this process finds down: it takes no jobs for it, and leaves them to others."""
+        if key not in self.apart:
+            self.apart = {**self.apart, key: why}
+            self.seen = dict(self.seen)  # verdicts that stood do so no longer
+            events.process_stepped_apart(key, why)
+
+    def rejoin(self, key: str) -> None:
+        """This process finds it as the others do, or asked it and was answered."""
+        if key in self.apart:
+            self.apart = {other: why for other, why in self.apart.items() if other != key}
+            self.reporter.forget_own(key)
+            self.seen = dict(self.seen)
+            events.process_rejoined(key)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether Redis has been gone for so long that this process decides by what it sees itself."""
+        return self._gone_since is not None and clock.monotonic() - self._gone_since > STATIC_S
+
+    # following
+
+    def look(self, keys: Sequence[str]) -> None:
+        with self._reading:
+            self.see(self.breakers.read(keys))
+
+    def see(self, fresh: Mapping[str, Breaker]) -> None:
         """Takes in what the store says, and tells the calls that wait on a route that is down now."""
-        self.views = {**self.views, **fresh}
-        for key, breaker in fresh.items():
-            if breaker.state == "open":
+        now = clock.now()
+        with self._reading:
+            self.views = {**self.views, **fresh}
+            routes = {key for key in fresh if key.endswith("/*")}
+            touched = [key for key in self.views if key in fresh or above(key) in routes]
+            self.seen = {**self.seen, **{key: together(self.views[key], self.over(key), now) for key in touched}}
+        for key in touched:
+            if self.seen[key].is_down:
                 for tell in list(self._waiting.get(key, {}).values()):
                     tell()
+
+    def over(self, key: str) -> Breaker:
+        return CLOSED if key == above(key) else self.views.get(above(key), CLOSED)
 
     def start(self) -> None:
         self.refresh()
@@ -195,16 +273,17 @@ class Health:
         while not self._stop.is_set():
             try:
                 news = news or self.breakers.listen()
-                heard = news.get_message(ignore_subscribe_messages=True, timeout=FLUSH_S)
+                changed = heard(news, FLUSH_S)
                 self.flush()
-                if heard or clock.monotonic() - refreshed >= REFRESH_S:
+                if BYPASS in changed or clock.monotonic() - refreshed >= REFRESH_S:
                     self.refresh()
                     refreshed = clock.monotonic()
-                self._gone = False
+                elif changed:
+                    self.look(sorted(changed))
+                self._gone_since = None
             except FAILED as error:
-                self._say_gone(error)
                 news = None
-                self._stop.wait(REFRESH_S)
+                self._while_gone(error)
             except Exception:  # noqa: BLE001 - this thread must outlive any defect
                 events.fault_inside("health")
                 self._stop.wait(REFRESH_S)
@@ -212,10 +291,13 @@ class Health:
         if news is not None:
             news.close()
 
-    def _say_gone(self, error: Exception) -> None:
-        if not self._gone:
-            self._gone = True
+    def _while_gone(self, error: Exception) -> None:
+        if self._gone_since is None:
+            self._gone_since = clock.monotonic()
             events.store_unavailable("following the breakers; the last opinion stands", type(error).__name__)
+        if self.is_alone:
+            self.reporter.decide_alone()
+        self._stop.wait(FLUSH_S if self.is_alone else REFRESH_S)
 
     def flush_last(self) -> None:
         try:
@@ -226,7 +308,7 @@ class Health:
     def refresh(self) -> None:
         """Reads all breakers, what tasks call, and whether an operator switched tideover off."""
         with self._reading:
-            self._see(self.breakers.read(self.breakers.keys_known()))
+            self.see(self.breakers.read(self.breakers.keys_known()))
         self.models = self.registry.models()
         asked: Mode = "act" if self.registry.bypass() is None else "bypass"
         mode = max(self.settings.mode, asked, key=STRICTNESS.__getitem__)
@@ -235,42 +317,20 @@ class Health:
             events.mode_changed(mode)
 
     def flush(self) -> None:
-        """Sends the outcomes noted since last time, one script for each breaker, and lets the core judge what comes back."""
+        """Sends the evidence noted since last time, one script for each breaker, and lets the core judge what comes back."""
         while self._learned:
             self.registry.learn(*self._learned.popleft())
-        batches: dict[tuple[str, int], list[Report]] = defaultdict(list)
-        while self._queue:
-            report = self._queue.popleft()
-            batches[report.key, report.generation].append(report)
-        for (key, generation), reports in batches.items():
-            failures = [report for report in reports if report.failed and self._first_of_job(report)]
-            reading = self._report(
-                key,
-                generation=generation,
-                ok=sum(1 for report in reports if not report.failed and report.quiet_s == 0),
-                failed=len(failures),
-                why=failures[-1].why if failures else "",
-                quiet_s=max(report.quiet_s for report in reports),
-            )
-            self._judge(key, reading)
+        if n := self.probes:
+            self.registry.count("probes", n)
+            self.probes -= n
+        self.reporter.flush()
 
-    def _report(self, key: str, **calls: Any) -> Reading:
-        with self._reading:
-            reading = self.breakers.report(key, self.policy.window_s, **calls)
-            self._see({key: reading.breaker})
-        return reading
 
-    def _judge(self, key: str, reading: Reading) -> None:
-        change = judge(reading.breaker, reading.window, now=reading.now, waiting=True, policy=self.policy)
-        if change is not None:
-            self.move(key, reading.breaker, change)
-
-    def _first_of_job(self, report: Report) -> bool:
-        """Distinct jobs count: one job that fails ten times in a generation is one failure."""
-        generation, jobs = self._counted.get(report.key, (-1, set[str]()))
-        if generation != report.generation or len(jobs) > MOST_QUEUED:
-            generation, jobs = report.generation, set()
-        first = report.job_id not in jobs
-        jobs.add(report.job_id)
-        self._counted[report.key] = (generation, jobs)
-        return first
+def heard(news: Any, most_s: float) -> set[str]:
+    """The breakers of which there is news; waits for so long at the most."""
+    changed: set[str] = set()
+    message = news.get_message(ignore_subscribe_messages=True, timeout=most_s)
+    while message is not None:
+        changed.add(text(message["data"]))
+        message = news.get_message(ignore_subscribe_messages=True)
+    return changed

@@ -186,7 +186,9 @@ class Tideover(dramatiq.Middleware):
         note = note_of(message)
         if note.attempt is not None and note.attempt.hold is not None:
             note.hold = note.attempt.hold
-        elif note.end is None:
+        elif note.attempt is not None and note.attempt.give_back:
+            note.give_back = True
+        elif note.end is None and not note.give_back:
             note.end = "discarded"
         current.set(None)
 

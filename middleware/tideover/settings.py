@@ -14,26 +14,24 @@ import os
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 from urllib.parse import quote
 
 from annotated_types import Ge, Le
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from tideover.core.policy import BreakerPolicy, PacePolicy
 from tideover.errors import ConfigurationError
 from tideover.sources import FILE_NAME, NOT_SETTINGS, Key, Reading, did_you_mean, dotted, env_name, flatten, mask, read, reason
-from tideover.store.address import check_namespace, parse, split_url
+from tideover.store.address import check_namespace, parse
+from tideover.tables import BreakerSettings, CapacitySettings, DrainSettings, RouteSettings, WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,137 +41,11 @@ if TYPE_CHECKING:
 
 Mode = Literal["act", "observe", "bypass"]
 RouteName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
-EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 SOCKET_PATH_MAX = 100
 """Bytes; `sun_path` holds 108 on Linux and 104 on macOS, the closing NUL included."""
 SECRETIVE = frozenset({"redis_url", "base_url", "api_key_env", "api_key_file", "routes"})
 """Keys under which people write a secret, be it by mistake."""
-STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-BREAKER = BreakerPolicy()
-PACE = PacePolicy()
-
-
-class RouteSettings(BaseModel):
-    """A provider, its credential and its options."""
-
-    model_config = STRICT
-
-    kind: Literal["anthropic", "openai-compatible"]
-    base_url: str | None = None
-    """None means the SDK's own; an openai-compatible route has no such default."""
-    api_key_env: EnvName | None = None
-    api_key_file: Path | None = None
-    """Relative to the folder of tideover.toml."""
-    models: dict[str, str] = Field(default_factory=dict)
-    """The model that a task asks for → its name on this route."""
-    max_in_flight: Annotated[int | None, Ge(1), Le(100_000)] = None
-    """Calls at once, per process; None = no limit."""
-    timeout_s: Annotated[float, Ge(0.1), Le(3600)] = 60.0
-
-    @field_validator("base_url")
-    @classmethod
-    def check_base_url(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = split_url(url)
-        if parts.scheme not in ("http", "https") or parts.hostname is None:
-            raise ValueError("must be a URL like https://host/v1")
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("must hold no user, password or query; name the credential with api_key_env")
-        return url
-
-    @model_validator(mode="after")
-    def check_whole(self) -> Self:
-        if self.kind == "openai-compatible" and self.base_url is None:
-            raise ValueError("a route of kind openai-compatible needs base_url")
-        if self.api_key_env is not None and self.api_key_file is not None:
-            raise ValueError("give api_key_env or api_key_file, not both")
-        return self
-
-    def model(self, asked: str) -> str | None:
-        """What `asked` is called on this route; None when the route cannot serve it.
-
-        An anthropic route without a map serves every model under its own name.
-        """
-        if self.kind == "anthropic" and not self.models:
-            return asked
-        return self.models.get(asked)
-
-
-class BreakerSettings(BaseModel):
-    """When a route's model counts as down, and when as back; see `BreakerPolicy`."""
-
-    model_config = STRICT
-
-    window_s: Annotated[float, Ge(1), Le(3600)] = BREAKER.window_s
-    min_calls: Annotated[int, Ge(1), Le(10_000)] = BREAKER.min_calls
-    failure_ratio: Annotated[float, Ge(0.01), Le(1)] = BREAKER.failure_ratio
-    probe_after_s: Annotated[float, Ge(0.01), Le(3600)] = BREAKER.probe_after_s
-    probe_max_s: Annotated[float, Ge(0.01), Le(3600)] = BREAKER.probe_max_s
-    probes: Annotated[int, Ge(1), Le(100)] = BREAKER.probes
-    settle_s: Annotated[float, Ge(0), Le(3600)] = BREAKER.settle_s
-    settle_max_s: Annotated[float, Ge(0), Le(86_400)] = BREAKER.settle_max_s
-
-    @model_validator(mode="after")
-    def check_whole(self) -> Self:
-        if self.probe_max_s < self.probe_after_s:
-            raise ValueError(f"probe_max_s ({self.probe_max_s}) is below probe_after_s ({self.probe_after_s})")
-        if self.settle_max_s < self.settle_s:
-            raise ValueError(f"settle_max_s ({self.settle_max_s}) is below settle_s ({self.settle_s})")
-        return self
-
-    def policy(self) -> BreakerPolicy:
-        return BreakerPolicy(**self.model_dump())
-
-
-class DrainSettings(BaseModel):
-    """How fast held jobs go back; see `PacePolicy`."""
-
-    model_config = STRICT
-
-    start_rate: Annotated[float, Ge(0.01), Le(10_000)] = PACE.start_rate
-    max_rate: Annotated[float, Ge(0.01), Le(10_000)] = PACE.max_rate
-    double_s: Annotated[float, Ge(0.01), Le(3600)] = PACE.double_s
-
-    @model_validator(mode="after")
-    def check_whole(self) -> Self:
-        if self.max_rate < self.start_rate:
-            raise ValueError(f"max_rate ({self.max_rate}) is below start_rate ({self.start_rate})")
-        return self
-
-    def policy(self) -> PacePolicy:
-        return PacePolicy(**self.model_dump())
-
-
-class CapacitySettings(BaseModel):
-    """How many jobs of AI tasks may live at once: queued, running and held ones. Unset: any number."""
-
-    model_config = STRICT
-
-    max_jobs: Annotated[int, Ge(1)] | None = None
-    max_jobs_per_tenant: Annotated[int, Ge(1)] | None = None
-    """Of each tenant; jobs sent without one are not counted."""
-    overflow: Literal["reject", "expire_oldest"] = "reject"
-    """Without room a job is refused with `CapacityReached`, or the held job that goes first (by expiry or longest wait) expires
-    for it: a deferrable one, if there is one."""
-
-
-class WorkerSettings(BaseModel):
-    """One worker process."""
-
-    model_config = STRICT
-
-    concurrency: Annotated[int, Ge(1), Le(10_000)] = 256
-    """Coroutines in flight in one process, and jobs fetched ahead."""
-    reserved_for_critical: Annotated[float, Ge(0), Le(0.9)] = 0.25
-    """Share of the slots that deferrable jobs never take."""
-    heartbeat_timeout_s: Annotated[float, Ge(2), Le(3600)] = 20.0
-    """A worker that is silent for longer is dead, and its jobs go back."""
-    shutdown_grace_s: Annotated[float, Ge(0), Le(3600)] = 30.0
-    """How long running jobs may finish after the first SIGTERM."""
-    poll_s: Annotated[float, Ge(0.01), Le(5)] = 0.2
-    """Longest sleep of an idle consumer."""
 
 
 class Settings(BaseSettings):

@@ -24,13 +24,13 @@ from dramatiq.message import Message
 from dramatiq.worker import Worker
 
 import tideover
-from tideover import Tideover, ai_task, claude, text_of
+from tideover import Tideover, ai_task, claude, clock, text_of
 from tideover import settings as tideover_settings
 from tideover.core.breaker import Transition
 from tideover.providers import wire
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog
-from tideover.store.breakers import Breakers
+from tideover.store.breakers import Batch, Breakers
 from tideover.store.keys import Keys
 from tideover.store.registry import Registry
 from tideover.testing import FakeProvider, Latency
@@ -51,7 +51,6 @@ namespace = "{namespace}"
 probe_after_s = 0.2
 probe_max_s = 0.4
 settle_s = 0.1
-min_calls = 3
 [drain]
 start_rate = 20
 [worker]
@@ -149,8 +148,9 @@ class Desk:
         if not self.workers:
             self.provider.fail("529")
             breakers, key = Breakers(self.broker.client, self.keys), f"anthropic/{MODEL}"
-            breakers.report(key, 10, generation=0, failed=5, why="529 overloaded_error")
-            assert breakers.transition(key, breakers.read([key])[key], Transition("open", "529 overloaded_error"))
+            breakers.report(key, "p", Batch(era=0, runs=[("failed", 5)], why="529 overloaded_error"))
+            down = Transition(to="open", why="529 overloaded_error")
+            assert breakers.transition(key, breakers.read([key])[key], down, clock.now())
             self.work()
         jobs = [self.answer.send_with_options(args=(PROMPT,), **options) for _ in range(n)]
         self.until(lambda: {tideover.status(job).state for job in jobs} == {"held"}, "they are held")

@@ -21,13 +21,13 @@ from click.testing import CliRunner
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.message import Message
 
-from tideover import Tideover, ai_task
-from tideover.core.breaker import Transition
+from tideover import Tideover, ai_task, clock
+from tideover.core.breaker import State, Transition
 from tideover.core.route import FORCED, Mark, Permit
 from tideover.settings import forget
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog
-from tideover.store.breakers import Breakers
+from tideover.store.breakers import Batch, Breakers
 from tideover.store.facts import TICKS, HeldFacts
 from tideover.store.keys import Keys
 from tideover.store.registry import Registry
@@ -182,12 +182,17 @@ class Shop:
         self.registry.enter_routes({"anthropic": {"kind": "anthropic", "models": {}}, "openai": spare})
 
     def open(self, key: str = KEY) -> None:
-        self.breakers.report(key, 10, generation=0, failed=5, why="529 overloaded_error")
-        assert self.breakers.transition(key, self.breakers.read([key])[key], Transition("open", "529 overloaded_error"))
+        self.breakers.report(key, "p", Batch(era=0, runs=[("failed", 5)], why="529 overloaded_error"))
+        self.move(key, "open", "529 overloaded_error")
 
     def recover(self, key: str = KEY) -> None:
-        for state in ("half-open", "recovering"):
-            assert self.breakers.transition(key, self.breakers.read([key])[key], Transition(state, "probes answered"))
+        states: tuple[State, ...] = ("half-open", "recovering")
+        for state in states:
+            self.move(key, state, "probes answered")
+
+    def move(self, key: str, to: State, why: str) -> None:
+        seen = self.breakers.read([key])[key]
+        assert self.breakers.transition(key, seen, Transition(to=to, why=why), clock.now())
 
     def fetch(self, lane: str = "default", n: int = 1) -> list[Message[Any]]:
         """Takes jobs off a lane, as a worker does."""
@@ -394,7 +399,7 @@ def test_backlog(shop: Shop) -> None:
     assert (found["matching"], [job["id"] for job in found["jobs"]]) == (3, replies[:1])
     assert {lane["queue"]: lane["held"] for lane in found["namespaces"][0]["lanes"]} == {"default": 3, "default.critical": 3}
     unknown = shop.ask("backlog", "--reason", "weather")
-    assert (unknown.code, "outage, pace, failed, review" in unknown.err) == (2, True)
+    assert (unknown.code, "outage, suspect, pace, failed, paused, review" in unknown.err) == (2, True)
 
 
 def test_backlog_filters(shop: Shop) -> None:
@@ -434,7 +439,7 @@ def test_backlog_filters(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("words", "allowed"),
     [
-        (("--reason", "weather"), "outage, pace, failed, review"),
+        (("--reason", "weather"), "outage, suspect, pace, failed, paused, review"),
         (("--criticality", "urgent"), "critical, deferrable"),
         (("--by", "weather"), "task, reason, criticality, tenant, tag, waits-for"),
         (("--after", "0QKI3"), "is no cursor"),
@@ -546,7 +551,7 @@ def test_explain(shop: Shop) -> None:
     assert [line["event"] for line in told["story"]] == ["enqueued", "held"]
     assert told["story"][1]["words"].endswith(f"waits for {KEY}; last failure: anthropic: 529 overloaded_error")
     (way,) = told["ways"]
-    assert way["words"].startswith("is open (529 overloaded_error); next probe in ")
+    assert way["words"].startswith("is open (529 overloaded_error): about six probes in a row must be answered; next probe in ")
     assert way["expected_at"] is not None
     events = [row["event"] for row in shop.ask("explain", job_id).rows]
     assert events[:6] == ["enqueued", "held", "now", "tenant", "tag", "expected"]

@@ -76,7 +76,7 @@ def fetch_us(broker: RedisBroker, keys: Keys) -> float:
 def hold_all(broker: RedisBroker, keys: Keys, jobs: int) -> float:
     """Fetches and holds all; seconds."""
     health = Health(settings(), Breakers(broker.client, keys), Registry(broker.client, keys))
-    health.move(KEY, health.view(KEY), Transition("open", "for the measurement"))
+    health.move(KEY, health.view(KEY), Transition(to="open", why="for the measurement"))
     stores = Ledger(broker.client, keys), Backlog(broker.client, keys), Stories(broker.client, keys)
     consumer = GatedConsumer(Gate(broker, broker.broker_id, health, *stores), QUEUE, PREFETCH, 0.001)
     began = time.perf_counter()

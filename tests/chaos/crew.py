@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from importlib.metadata import Distribution
@@ -31,10 +31,10 @@ from tideover.attempt import current, processing
 from tideover.call import Probe, Try, plan
 from tideover.core.breaker import State, Transition
 from tideover.core.outcome import OK, of_response
-from tideover.core.route import breaker_key
+from tideover.core.route import breaker_key, split_key
 from tideover.errors import JobNotFound, StoreUnavailable
 from tideover.gate import redis_id
-from tideover.health import Health
+from tideover.health import MOST_PROBES, Health
 from tideover.ops import acts
 from tideover.ops.access import Operator, open_space
 from tideover.store.account import Ledger
@@ -58,7 +58,6 @@ OUTAGE = of_response(529, {}, None)
 SETTINGS = """
 redis_url = "unix:///nowhere"
 [breaker]
-min_calls = 1
 settle_s = 0
 [drain]
 start_rate = 10000
@@ -200,7 +199,7 @@ class Crew:
 
         attempt = current.get()
         assert attempt is not None
-        with closing(plan(attempt, MODEL)) as steps:
+        with closing(plan(attempt, MODEL, streams=False)) as steps:
             said: Any = None
             while True:
                 try:
@@ -215,7 +214,7 @@ class Crew:
                 elif isinstance(step, Probe):
                     said = step.route in self.down
                     if said:
-                        attempt.health.trip(breaker_key(step.route, step.model), OUTAGE.why)
+                        self.fail(breaker_key(step.route, step.model), OUTAGE.why)
 
     # a worker's turns
 
@@ -278,13 +277,18 @@ class Crew:
         for key in sorted(self.health.views):
             self.move(key, "open", "half-open")
             self.move(key, "half-open", "recovering")
-            self.health.report(key, self.health.view(key).generation, OK, "probe")
         self.follow()
 
     def move(self, key: str, seen: State, to: State) -> None:
-        view = self.health.view(key)
+        view = self.health.views[key]
         if view.state == seen:
-            self.surely(lambda: self.health.move(key, view, Transition(to, "probes")))
+            self.surely(lambda: self.health.move(key, view, Transition(to=to, why="probes")))
+
+    def fail(self, key: str, why: str) -> None:
+        """What calls of many jobs that all fail do to a breaker."""
+        for n in range(MOST_PROBES):
+            self.health.end(self.health.begin(*split_key(key), f"{n}", streams=True), replace(OUTAGE, why=why))
+        self.health.flush()
 
     def consume(self, lane: str) -> None:
         """One turn of a lane's consumer."""

@@ -35,7 +35,6 @@ heartbeat_timeout_s = 3
 probe_after_s = 0.3
 probe_max_s = 1
 settle_s = 0.5
-min_calls = 3
 [drain]
 start_rate = 50
 max_rate = 500

@@ -253,7 +253,8 @@ class Run:
         k = self.keys
         lasting = [k.account, k.counters, k.queues, k.tasks, k.models, k.routes, k.workers, k.breakers, k.heartbeats]
         lasting += [key for queue in QUEUES for key in (k.dead(queue), k.dead_msgs(queue))]
-        prefixes = ("breaker:", "window:", "bucket:", "stories:", "once:", "lease:", "schema", "strangers", "group:")
+        kept = ("breaker:", "reporters:", "failing:", "latencies:", "credentials", "bucket:")
+        prefixes = (*kept, "stories:", "once:", "lease:", "schema", "strangers", "group:")
         left = [text(key) for key in self.admin.keys(f"{k.namespace}:*")]
         left = [key for key in left if key not in lasting and not key.startswith(tuple(map(k.own, prefixes)))]
         self.expect([], sorted(left), "keys left over")

@@ -363,7 +363,7 @@ def hold_and_release(crew: Crew) -> None:
 def close_the_gate(crew: Crew) -> None:
     """The breaker of the primary is open, and it is known what summaries call."""
     crew.health.learn("summary", MODEL)
-    crew.health.trip(f"anthropic/{MODEL}", "down")
+    crew.fail(f"anthropic/{MODEL}", "down")
     crew.follow()
 
 

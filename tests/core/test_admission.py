@@ -19,12 +19,14 @@ from tideover.core.route import BUSY, FORCED, Hop, Permit
 
 NOW = 1000.0
 OPEN = Breaker(state="open", generation=3)
+SUSPECT = Breaker(state="suspect", generation=3)
 HALF_OPEN = Breaker(state="half-open", generation=3)
 RECOVERING = Breaker(state="recovering", generation=3)
 THROTTLED = Breaker(throttled_until=NOW + 1)
 
 PRIMARIES: dict[str, dict[str, Breaker]] = {
     "primary usable": {"closed": CLOSED, "quiet is over": replace(THROTTLED, throttled_until=NOW)},
+    "suspect": {"suspect": SUSPECT},
     "throttled or recovering": {"throttled": THROTTLED, "recovering": RECOVERING},
     "primary down, a fallback usable": {"open": OPEN, "half-open": HALF_OPEN},
     "no route usable": {"open": OPEN, "half-open": HALF_OPEN},
@@ -90,7 +92,8 @@ def test_the_verdict_is_the_tables(criticality: str, column: str, state: str, fa
         assert cell.startswith("hold")
         assert isinstance(verdict, Hold)
         throttled = state == "throttled" or (fallback == "throttled" and criticality == "critical")
-        assert ("pace" if throttled or "(`pace`)" in cell else "outage") == verdict.reason
+        expected = "suspect" if "(`suspect`)" in cell else "pace" if throttled or "(`pace`)" in cell else "outage"
+        assert expected == verdict.reason
 
 
 # what a hold says

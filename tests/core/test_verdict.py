@@ -15,7 +15,16 @@ NOW = 1_000_000.0
 KEY, SPARE = "anthropic/m", "openai/m"
 
 WORKER = WorkerStatus(
-    id="w", host="vm", pid=7, mode="act", version="0.1.0", queues=("default",), since_at=NOW - 60, seen_at=NOW, silent=False
+    id="w",
+    host="vm",
+    pid=7,
+    mode="act",
+    version="0.1.0",
+    queues=("default",),
+    since_at=NOW - 60,
+    seen_at=NOW,
+    silent=False,
+    apart=(),
 )
 ROUTES = (
     RouteStatus(name="anthropic", kind="anthropic", models={}),
@@ -51,6 +60,19 @@ def breaker(key: str, state: State, since_s: float = 180, quiet_s: float | None 
     return BreakerStatus(
         key=key,
         state=state,
+        computed=state,
+        parked=None,
+        forced=None,
+        probes_failed=0,
+        brownout=0.0,
+        blackout=0.0,
+        threshold=12.0,
+        calls=0,
+        failed=0,
+        is_brownout=False,
+        usual_failure_rate=0.02,
+        calls_per_s=0.0,
+        would_close="",
         generation=1,
         since_at=NOW - since_s,
         opened_at=NOW - since_s,

@@ -19,9 +19,10 @@ from dramatiq.message import Message
 from dramatiq.worker import Worker
 
 import tideover
-from tideover import AITask, Tideover, aclaude, ai_task, claude, last_served, text_of
+from tideover import AITask, Tideover, aclaude, ai_task, claude, clock, last_served, text_of
 from tideover import settings as tideover_settings
-from tideover.core.breaker import Breaker
+from tideover.core.breaker import Breaker, together
+from tideover.core.route import route_key
 from tideover.store.account import Ledger
 from tideover.store.backlog import Backlog, Pace
 from tideover.store.breakers import Breakers
@@ -54,8 +55,6 @@ mode = "{mode}"
 probe_after_s = {probe_after_s}
 probe_max_s = {probe_max_s}
 settle_s = 0.5
-min_calls = 3
-window_s = 5
 
 [drain]
 start_rate = 20
@@ -218,7 +217,7 @@ class Shop:
 
     def until_open(self) -> None:
         """Waits until the primary's breaker is open, and the worker of this process has heard of it."""
-        self.until(lambda: not self.is_up() and self.seen().state != "closed", "the breaker of the primary opens")
+        self.until(lambda: self.breaker().generation and self.seen().generation, "the breaker of the primary opens")
 
     def heal(self) -> None:
         self.primary.heal()
@@ -258,9 +257,10 @@ class Shop:
         return {name: n for name, n in every.items() if n}
 
     def breaker(self, route: str = "anthropic", model: str = MODEL) -> Breaker:
-        """The breaker as all processes share it."""
-        key = f"{route}/{model}"
-        return self.breakers.read([key])[key]
+        """The breaker as all processes share it, with the one of its route above it."""
+        keys = f"{route}/{model}", route_key(route)
+        read = self.breakers.read(keys)
+        return together(read[keys[0]], read[keys[1]], clock.now())
 
     def seen(self, route: str = "anthropic", model: str = MODEL) -> Breaker:
         """The breaker as the worker of this process sees it."""

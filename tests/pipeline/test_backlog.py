@@ -21,6 +21,7 @@ from tideover.ops import Filter, Misasked, Operator, Refused
 from tideover.ops.access import open_space
 from tideover.settings import load
 from tideover.store import backlog as store
+from tideover.store.breakers import Batch
 from tideover.store.facts import TICKS, HeldFacts
 from tideover.store.keys import Keys
 from tideover_worker.cli import backlog_screen
@@ -79,8 +80,9 @@ class Desk:
         return self.hold(n, **{"reason": "review", "wait_key": "", "detail": "its task is gone", **more})
 
     def open(self, key: str = KEY) -> None:
-        self.space.breakers.report(key, 10, generation=0, failed=5, why="529")
-        assert self.space.breakers.transition(key, self.space.breakers.read([key])[key], Transition("open", "529"))
+        self.space.breakers.report(key, "p", Batch(era=0, runs=[("failed", 5)], why="529"))
+        seen = self.space.breakers.read([key])[key]
+        assert self.space.breakers.transition(key, seen, Transition(to="open", why="529"), clock.now())
 
     def queued(self, queue: str = "default") -> list[str]:
         return [raw.decode() for raw in self.client.lrange(self.keys.queue(queue), 0, -1)]
@@ -244,7 +246,7 @@ def test_what_is_in_the_backlog(desk: Desk) -> None:
 
 def test_nonsense_is_refused(desk: Desk, operator: Operator) -> None:
     """Each refusal says what is allowed."""
-    with pytest.raises(Misasked, match="outage, pace, failed, review"):
+    with pytest.raises(Misasked, match="outage, suspect, pace, failed, paused, review"):
         Filter(reason="weather")
     with pytest.raises(Misasked, match="critical, deferrable"):
         Filter(criticality="urgent")

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from tideover.core.policy import BreakerPolicy, PacePolicy
 from tideover.errors import ConfigurationError
-from tideover.settings import RouteSettings, Settings, embedded_socket, explain_settings, forget, load, settings
+from tideover.settings import Settings, embedded_socket, explain_settings, forget, load, settings
+from tideover.tables import RouteSettings
 from tideover_worker.cli.config import config
 
 if TYPE_CHECKING:
@@ -62,9 +63,11 @@ def test_defaults(tmp_path: Path) -> None:
 
 def test_environment_beats_file_beats_default(tmp_path: Path) -> None:
     """Each leaf comes from the strongest place that wrote it; its neighbours are left alone."""
-    found = from_toml(tmp_path, 'mode = "observe"\n[breaker]\nwindow_s = 20\nprobes = 4\n', TIDEOVER_BREAKER__WINDOW_S="30")
-    assert (found.mode, found.breaker.window_s, found.breaker.probes, found.breaker.min_calls) == ("observe", 30, 4, 5)
-    assert found.breaker.policy() == BreakerPolicy(window_s=30, probes=4)
+    written = 'mode = "observe"\n[breaker]\nsettle_s = 20\nprobe_max_s = 40\n'
+    found = from_toml(tmp_path, written, TIDEOVER_BREAKER__SETTLE_S="30")
+    breaker = found.breaker
+    assert (found.mode, breaker.settle_s, breaker.probe_max_s, breaker.probe_after_s) == ("observe", 30, 40, 5)
+    assert found.breaker.policy() == BreakerPolicy(settle_s=30, probe_max_s=40)
 
 
 def test_file_is_found_upwards(tmp_path: Path) -> None:
@@ -124,8 +127,8 @@ def test_model(tmp_path: Path, toml: str, asked: str, expected: str | None) -> N
 @pytest.mark.parametrize(
     ("toml", "expected"),
     [
-        ("[breaker]\nwindw_s = 1", "breaker.windw_s (FILE): unknown key; did you mean breaker.window_s?"),
-        ("window_s = 1", "window_s (FILE): unknown key; did you mean breaker.window_s?"),
+        ("[breaker]\nsetle_s = 1", "breaker.setle_s (FILE): unknown key; did you mean breaker.settle_s?"),
+        ("settle_s = 1", "settle_s (FILE): unknown key; did you mean breaker.settle_s?"),
         ("xyz = 1", "xyz (FILE): unknown key; known are redis_url, namespace"),
         ('[routes.r]\nkind = "anthropic"\nbase_ulr = "x"', "r.base_ulr (FILE): unknown key; did you mean routes.r.base_url?"),
         ('[routes.r]\nkind = "anthropic"\napi_key = "s3cr3t"', 'api_key_env = "..."'),
@@ -168,7 +171,7 @@ def test_refused_in_the_file(tmp_path: Path, toml: str, expected: str) -> None:
     ("name", "value", "expected"),
     [
         ("TIDEOVER_REDIS_ULR", "redis://:s3cr3t@h", "did you mean TIDEOVER_REDIS_URL?"),
-        ("TIDEOVER_BREAKER_WINDOW_S", "3", "did you mean TIDEOVER_BREAKER__WINDOW_S?"),
+        ("TIDEOVER_BREAKER_SETTLE_S", "3", "did you mean TIDEOVER_BREAKER__SETTLE_S?"),
         ("TIDEOVER_CONFIGS", "x", "did you mean TIDEOVER_CONFIG?"),
         ("TIDEOVER_ROUTES__OPENAI__BASE_ULR", "x", "did you mean TIDEOVER_ROUTES__OPENAI__BASE_URL?"),
         ("TIDEOVER_ROUTES__ANTHROPIC__API_KEY", "s3cr3t", "name the variable that holds it"),
@@ -187,8 +190,8 @@ def test_refused_in_the_environment(tmp_path: Path, name: str, value: str, expec
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     """One run of a deployment is enough to learn of every wrong key."""
-    said = refusal(tmp_path, "[breaker]\nprobes = 0\n", TIDEOVER_MODE="x", TIDEOVER_NAMESPACE="")
-    assert [line.split()[0] for line in said.splitlines()] == ["namespace", "mode", "breaker.probes"]
+    said = refusal(tmp_path, "[breaker]\nprobe_max_s = 0\n", TIDEOVER_MODE="x", TIDEOVER_NAMESPACE="")
+    assert [line.split()[0] for line in said.splitlines()] == ["namespace", "mode", "breaker.probe_max_s"]
 
 
 def test_unreadable_file(tmp_path: Path) -> None:
@@ -293,12 +296,12 @@ def test_explained(tmp_path: Path) -> None:
     """Every leaf has its origin, and no password is shown, wherever it stands in the URL."""
     url = f"redis://me:{SECRET}@h:6379/0?password={SECRET}&db=1"
     found = from_toml(tmp_path, f'redis_url = "{url}"\n[routes.a]\nkind = "anthropic"\nmodels = {{ "m.1" = "x" }}\n',
-                      TIDEOVER_BREAKER__PROBES="9")  # fmt: skip
+                      TIDEOVER_BREAKER__PROBE_MAX_S="9")  # fmt: skip
     explained = explain_settings(found)
     file = str(tmp_path / "tideover.toml")
     assert explained["redis_url"] == ("redis://me:***@h:6379/0?password=***&db=1", file)
     assert explained['routes.a.models."m.1"'] == ("x", file)
-    assert explained["breaker.probes"] == (9, "env TIDEOVER_BREAKER__PROBES")
+    assert explained["breaker.probe_max_s"] == (9, "env TIDEOVER_BREAKER__PROBE_MAX_S")
     assert explained["mode"] == ("act", "default")
     assert SECRET not in repr(found)
 

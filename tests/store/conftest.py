@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 
+from tideover import clock
 from tideover.core.breaker import Breaker, State, Transition
 from tideover.core.job import End
 from tideover.core.route import Permit
@@ -144,7 +145,7 @@ class House:
         """Walks the breaker through these states."""
         for state in states:
             seen = self.breaker()
-            assert self.breakers.transition(BREAKER_KEY, seen, Transition(state, "why"))
+            assert self.breakers.transition(BREAKER_KEY, seen, Transition(to=state, why="why"), clock.now())
         return self.breaker()
 
     def breaker(self) -> Breaker:

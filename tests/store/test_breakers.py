@@ -4,75 +4,103 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tideover.core.breaker import CLOSED, Breaker, IllegalTransition, Transition, Window
-from tideover.store.breakers import breaker_of
+from tideover import clock
+from tideover.core import detector
+from tideover.core.breaker import CLOSED, Breaker, Forced, IllegalTransition, Transition, Witnesses
+from tideover.core.detector import Base, Charts, Run, Steps
+from tideover.store.breakers import Batch, Reading, breaker_of
 
 if TYPE_CHECKING:
     from tests.conftest import WaitUntil
     from tests.store.conftest import House
 
 KEY = "a/m"
-WINDOW_S = 10.0
 
 
-def report(house: House, **counted: Any) -> Window:
-    return house.breakers.report(KEY, WINDOW_S, **counted).window
+def report(house: House, *runs: Run, era: int = 0, process: str = "p", why: str = "", base: Base | None = None) -> Reading:
+    return house.breakers.report(KEY, process, Batch(era=era, runs=runs, why=why), base=base)
 
 
-def make_older(house: House, seconds: int) -> None:
-    """Shifts all that was counted into the past."""
-    window = house.client.hgetall(house.keys.window(KEY))
-    house.client.delete(house.keys.window(KEY))
-    for field, calls in window.items():
-        second, _, kind = field.decode().partition(":")
-        house.client.hset(house.keys.window(KEY), f"{int(second) - seconds}:{kind}", calls)
+RUNS = st.lists(st.tuples(st.sampled_from(["ok", "failed", "back"]), st.integers(1, 9)), max_size=8)
 
 
-def test_calls_add_up_whoever_reports_them(house: House) -> None:
-    """Reports of all processes are one window; reading alone counts nothing."""
-    report(house, generation=0, ok=3, failed=1)
-    report(house, generation=0, failed=2, why="529 overloaded_error")
-    assert Window(3, 3) == report(house) == report(house)
-    assert "529 overloaded_error" == house.breaker().why
+@given(batches=st.lists(RUNS, max_size=5), calls=st.floats(0, 1e6), share=st.floats(0, 1))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_script_moves_the_charts_as_the_core_does(
+    house: House, batches: list[list[Run]], calls: float, share: float
+) -> None:
+    """Whatever comes in, from however many processes: one statistic, computed in one place for all and in each for itself."""
+    house.client.flushdb()
+    base = Base(calls=calls, failed=calls * share)
+    charts = Charts()
+    for batch in batches:
+        charts = detector.after(charts, batch, Steps.of(base))
+        read = report(house, *batch, base=base).breaker.charts
+        assert (charts.calls, charts.failed, charts.ok) == (read.calls, read.failed, read.ok)
+        now = pytest.approx((charts.brownout, charts.blackout, charts.majority), abs=1e-4)
+        assert now == (read.brownout, read.blackout, read.majority)
 
 
-def test_only_the_current_generation_counts(house: House) -> None:
+def test_only_the_current_era_counts(house: House) -> None:
     """A call that began before the breaker opened says nothing of now, and one from the future is nobody's."""
-    house.move("open", "half-open", "recovering")
-    assert Window(0, 0) == report(house, generation=0, failed=9, why="old news")
-    assert Window(0, 0) == report(house, generation=2, failed=9)
-    assert Window(0, 1) == report(house, generation=1, failed=1, why="new")
-    assert "new" == house.breaker().why
+    assert 2 == house.move("open", "half-open", "recovering").era
+    for era in (0, 1, 3):
+        assert Charts() == report(house, ("failed", 9), era=era, why="old news").breaker.charts
+    now = report(house, ("failed", 1), era=2, why="new").breaker
+    assert (1, "new") == (now.charts.failed, now.why)
 
 
-def test_calls_age_out_of_the_window(house: House) -> None:
-    """What is older than the window counts no more and is not kept."""
-    report(house, generation=0, ok=1, failed=2)
-    make_older(house, 5)
-    assert Window(1, 2) == report(house)
-    make_older(house, 5)
-    assert Window(0, 4) == report(house, generation=0, failed=4)
-    assert 1 == house.client.hlen(house.keys.window(KEY))
+def test_an_open_breaker_takes_no_evidence(house: House) -> None:
+    """What calls say that were under way is known already; probes decide."""
+    report(house, ("failed", 4))
+    opened = house.move("open")
+    assert opened.charts == report(house, ("ok", 99), era=opened.era).breaker.charts
 
 
-def test_each_change_of_state_starts_a_new_window(house: House) -> None:
-    """What opened a breaker must not open it again once it recovers."""
-    report(house, generation=0, failed=9)
-    house.move("open", "half-open", "recovering")
-    assert Window(0, 0) == report(house)
+def test_what_is_usual_is_learned_in_quiet_times_only(house: House) -> None:
+    """A brown-out that lasts for hours must not become what is usual."""
+    learned = report(house, ("ok", 900), ("failed", 1), ("ok", 99)).breaker.base
+    assert (1000, 1) == (learned.calls, learned.failed)
+    assert learned == report(house, ("failed", 5), base=learned).breaker.base
+    assert learned.failed == report(house, ("ok", 1), base=learned).breaker.base.failed
+
+
+def test_processes_that_report_are_counted(house: House) -> None:
+    """Each once, and as failing as long as its latest call failed."""
+    assert Witnesses(reporters=1, failing=1) == report(house, ("ok", 1), ("failed", 1), process="p1").by
+    assert Witnesses(reporters=2, failing=1) == report(house, ("failed", 1), ("ok", 1), process="p2").by
+    assert Witnesses(reporters=2, failing=2) == report(house, ("failed", 1), process="p2").by
+    assert Witnesses(reporters=2, failing=1) == report(house, ("ok", 1), process="p1").by
+    reading = house.breakers.report(KEY, "operator")
+    assert Witnesses(reporters=2, failing=1) == reading.by
+    for key in (house.keys.reporters(KEY), house.keys.failing(KEY)):
+        house.client.zadd(key, {b"p1": (reading.now - 61) * 1000})
+    assert Witnesses(reporters=1, failing=1) == house.breakers.report(KEY, "operator").by
+
+
+def test_latencies_add_up(house: House) -> None:
+    """Those of all processes, in quiet times only."""
+    for n in (1, 2):
+        house.breakers.report(KEY, "p", Batch(era=0, runs=[("ok", n)], latencies={"s4": n, "p-3": 1}))
+    house.breakers.report(KEY, "p", Batch(era=0, runs=[("failed", 9)], latencies={"s4": 100}))
+    assert {"s4": 3, "p-3": 2} == house.breakers.latencies(KEY)
 
 
 def test_of_many_who_saw_the_same_one_moves_it(house: House, valkey_url: str) -> None:
-    """State and generation as seen are the fence, so an opening is one opening."""
+    """State, generation, era and fence as seen are the fence, so an opening is one opening."""
 
     def move(_: int) -> bool:
         with redis.Redis.from_url(valkey_url) as own:
-            return type(house)(own, house.keys).breakers.transition(KEY, CLOSED, Transition("open", "why"))
+            breakers = type(house)(own, house.keys).breakers
+            return breakers.transition(KEY, CLOSED, Transition(to="open", why="why"), clock.now())
 
     with ThreadPoolExecutor(8) as pool:
         assert [False] * 7 + [True] == sorted(pool.map(move, range(8)))
@@ -80,17 +108,58 @@ def test_of_many_who_saw_the_same_one_moves_it(house: House, valkey_url: str) ->
     assert {"openings": 1} == house.registry.counters()
 
 
-@pytest.mark.parametrize("seen", [Breaker(state="closed", generation=2), Breaker(state="recovering", generation=0)])
+def test_of_many_who_would_probe_one_does(house: House, valkey_url: str) -> None:
+    """And its number is the highest that was ever given out."""
+    opened = house.move("open")
+
+    def begin(_: int) -> bool:
+        with redis.Redis.from_url(valkey_url) as own:
+            return type(house)(own, house.keys).breakers.begin_probe(KEY, opened, 30.0, clock.now()) is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [False] * 7 + [True] == sorted(pool.map(begin, range(8)))
+    taken = house.breaker()
+    assert ("half-open", 1) == (taken.state, taken.fence)
+    assert 29 < taken.probing_until - clock.now() <= 31
+
+
+def test_a_stalled_prober_moves_nothing(house: House) -> None:
+    """Its lease was over, another one asks: what it says at last is of no weight."""
+    late = house.breakers.begin_probe(KEY, house.move("open"), 0.0, clock.now())
+    assert late is not None
+    taken = house.breakers.begin_probe(KEY, house.breaker(), 30.0, clock.now())
+    assert taken is not None
+    for to in ("open", "recovering"):
+        assert not house.breakers.transition(KEY, late, Transition(to=to, why="late"), clock.now())  # type: ignore[arg-type]
+    house.breakers.end_probe(KEY, late.fence)
+    assert house.breaker().probing_until > clock.now()
+    assert house.breakers.transition(KEY, house.breaker(), Transition(to="recovering", why="answered"), clock.now())
+
+
+def test_a_closed_breaker_may_be_probed_without_moving(house: House) -> None:
+    """One process at a time asks where there is doubt, and gives the leave back."""
+    report(house, ("failed", 1))
+    taken = house.breakers.begin_probe(KEY, house.breaker(), 30.0, clock.now())
+    assert taken is not None
+    assert ("closed", 1, taken.charts) == (house.breaker().state, house.breaker().fence, house.breaker().charts)
+    house.breakers.end_probe(KEY, taken.fence)
+    assert 0 == house.breaker().probing_until
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [Breaker(generation=2), Breaker(state="recovering"), Breaker(era=1), Breaker(fence=1)],
+)
 def test_who_saw_it_elsewhere_moves_nothing(house: House, seen: Breaker) -> None:
-    """Neither another generation nor another state will do."""
-    assert not house.breakers.transition(KEY, seen, Transition("open", "why"))
+    """Neither another generation, state, era nor prober will do."""
+    assert not house.breakers.transition(KEY, seen, Transition(to="open", why="why"), clock.now())
     assert house.breaker() == CLOSED
 
 
 def test_an_illegal_change_does_not_reach_redis(house: House) -> None:
     """The table of `core.breaker` is the only one."""
     with pytest.raises(IllegalTransition, match="closed -> recovering"):
-        house.breakers.transition(KEY, CLOSED, Transition("recovering", "why"))
+        house.breakers.transition(KEY, CLOSED, Transition(to="recovering", why="why"), clock.now())
 
 
 def test_failed_probes_are_counted_until_the_next_opening(house: House) -> None:
@@ -98,20 +167,58 @@ def test_failed_probes_are_counted_until_the_next_opening(house: House) -> None:
     breaker = house.move("open", "half-open", "open", "half-open", "open")
     assert (2, 1) == (breaker.probes_failed, breaker.generation)
     again = house.move("half-open", "recovering", "open")
-    assert (0, 2) == (again.probes_failed, again.generation)
+    assert (0, 2, 1) == (again.probes_failed, again.generation, again.flaps)
     assert breaker.opened_at <= again.opened_at == again.since
 
 
+def test_a_recovery_forgets_who_failed(house: House) -> None:
+    """The processes whose latest call failed before it are no witnesses of what comes after."""
+    report(house, ("failed", 1), process="p1")
+    report(house, ("failed", 1), process="p2")
+    house.move("open", "half-open", "recovering")
+    assert 0 == house.breakers.report(KEY, "operator").by.failing
+
+
+def test_parking_is_written_and_taken_back(house: House) -> None:
+    """With its date, and a digest of the credential that was refused."""
+    date = float(int(clock.now()) + 3600)
+    parking = Transition(to="open", why="402", parked="quota", probe_at=date, credential="digest")
+    assert house.breakers.transition(KEY, CLOSED, parking, clock.now())
+    assert ("quota", date, "digest") == (house.breaker().parked, house.breaker().probe_at, house.breaker().credential)
+    back = house.move("recovering")
+    assert ("", 0, "") == (back.parked, back.probe_at, back.credential)
+
+
+def test_an_operators_word_lies_over_what_is_computed(house: House) -> None:
+    """It has an end by Redis' clock, moves no generation, and goes without a trace."""
+    opened = house.move("open")
+    forced = house.breakers.force(KEY, "closed", 60.0, "me", "I know better")
+    assert forced.forced is not None
+    assert Forced(state="closed", until=forced.forced.until, who="me", why="I know better") == forced.forced
+    assert 59 < forced.forced.until - clock.now() <= 61
+    assert opened == replace(forced, forced=None)
+    assert [True, False] == [house.breakers.unforce(KEY), house.breakers.unforce(KEY)]
+    assert opened == house.breaker()
+
+
+def test_credentials_are_known_by_digest(house: House) -> None:
+    """Each with the time when it last worked; those of other routes are no concern."""
+    house.breakers.note_credential("a", "one", 5.0)
+    house.breakers.note_credential("a", "two", 6.0)
+    house.breakers.note_credential("ab", "three", 7.0)
+    assert {"one": 5.0, "two": 6.0} == house.breakers.credentials("a")
+
+
 def test_quiet_that_a_provider_asked_for_is_never_shortened(house: House) -> None:
-    """The longest pause stands, whatever generation the call was of; nobody who did not ask moves it."""
-    now = house.breakers.report(KEY, WINDOW_S, generation=7, quiet_s=30).now
-    house.breakers.report(KEY, WINDOW_S, quiet_s=2)
-    house.breakers.report(KEY, WINDOW_S)
+    """The longest pause stands; nobody who did not ask moves it."""
+    now = house.breakers.report(KEY, "p", quiet_s=30).now
+    house.breakers.report(KEY, "p", quiet_s=2)
+    house.breakers.report(KEY, "p")
     assert now + 30 == pytest.approx(house.breaker().throttled_until, abs=0.01)
 
 
 def test_news_name_the_breaker_that_changed(house: House, wait_until: WaitUntil) -> None:
-    """Who follows the breakers hears of each transition and each longer quiet, and of nothing else."""
+    """Who follows the breakers hears of each change and each longer quiet, and of nothing else."""
     news = house.breakers.listen()
     heard: list[str] = []
 
@@ -121,20 +228,23 @@ def test_news_name_the_breaker_that_changed(house: House, wait_until: WaitUntil)
             heard.append(message["data"].decode())
         return len(heard) >= n
 
-    report(house, generation=0, failed=1)
+    report(house, ("failed", 1))
     house.move("open")
-    house.breakers.report("b/m", WINDOW_S, quiet_s=5)
-    house.breakers.report("b/m", WINDOW_S, quiet_s=1)
+    house.breakers.report("b/m", "p", quiet_s=5)
+    house.breakers.report("b/m", "p", quiet_s=1)
+    house.breakers.force("b/*", "open", 5.0, "me", "why")
     house.registry.set_bypass({}, None)
-    wait_until(lambda: listen(3), within_s=5, description="three news")
+    wait_until(lambda: listen(4), within_s=5, description="four news")
     news.close()
-    assert ["a/m", "b/m", "bypass"] == heard
+    assert ["a/m", "b/m", "b/*", "bypass"] == heard
 
 
 def test_a_breaker_is_read_as_it_was_written(house: House) -> None:
-    """All readers see the same; one that nobody ever reported is closed."""
+    """All readers see the same; one that nobody ever reported is closed, and asking for it leaves no trace."""
+    report(house, ("failed", 1), why="529")
     breaker = house.move("open")
     assert {KEY: breaker, "never/seen": CLOSED} == house.breakers.read([KEY, "never/seen"])
-    assert breaker == house.breakers.report(KEY, WINDOW_S).breaker
+    assert breaker == house.breakers.report(KEY, "p").breaker
+    house.breakers.report("never/seen", "p")
     assert [KEY] == house.breakers.keys_known()
     assert CLOSED == breaker_of({})

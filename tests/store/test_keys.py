@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tideover import clock
 from tideover.store import keys as keys_module
+from tideover.store.breakers import Batch
 from tideover.store.keys import Keys, wait_key_text
 from tideover.store.registry import namespaces
 from tideover.store.scripts import Scripts, lease
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from tests.store.conftest import House
 
 WINDOW_S = 10.0
-BY_ITSELF = ("window + 60 s", "1 h", "2 days", "8 days", "30 days", "seconds")
+BY_ITSELF = ("2 min", "1 h", "2 days", "8 days", "30 days", "seconds")
 """The lifetimes that Redis itself ends."""
 FOR_EVER = ("for ever", "as asked", "7 days", "until dead", "cleaned by the maintainer")
 """Those that outlive all jobs. All others are gone when the last job has ended."""
@@ -52,9 +53,11 @@ def live_a_busy_life(house: House) -> None:
     house.ledger.adopt("w1", "default", ["x", "y"])
     house.hold(["y"], job_id="job-y", expires_ms=6000)
     house.holding(4, expires_ms=5000)
-    house.breakers.report("a/m", WINDOW_S, generation=0, ok=1)
+    house.breakers.report("a/m", "p", Batch(era=0, runs=[("ok", 1)], latencies={"s0": 1}))
+    house.breakers.note_credential("a", "digest", 1.0)
     house.move("open", "half-open", "recovering")
-    house.breakers.report("a/m", WINDOW_S, generation=1, ok=1)
+    house.breakers.report("a/m", "p", Batch(era=2, runs=[("failed", 1)]))
+    house.breakers.force("a/m", "closed", 5.0, "me", "why")
     assert ["r0"] == house.release(1)
     house.stories.add([Line("r0", clock.now(), "held", {})])
     Scripts(house.client).run("arrive-2", ["a barrier that is gone", house.keys.group("g")], ["r0", 30_000])
@@ -149,7 +152,7 @@ def test_one_hash_tag_keeps_a_namespace_together(namespace: str) -> None:
     made += [keys.acks("w", "q"), keys.stories("20260602"), keys.once("20260602"), keys.lease("drain")]
     made += [make("q") for make in (keys.queue, keys.msgs, keys.dead, keys.dead_msgs)]
     made += [make("q") for make in (keys.held, keys.facts, keys.groups, keys.counts, keys.marks)]
-    made += [make("a/m") for make in (keys.breaker, keys.window, keys.bucket)]
+    made += [make("a/m") for make in (keys.breaker, keys.reporters, keys.failing, keys.latencies, keys.bucket)]
     assert {namespace} == {key.split(":")[0] for key in made}
 
 

@@ -25,7 +25,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from tideover.core.breaker import TRANSITIONS, Breaker, Transition, generation_after
+from tideover import clock
+from tideover.core.breaker import TRANSITIONS, Breaker, Transition, moved
 from tideover.core.job import ENDS, End
 from tideover.core.route import Mark, Permit
 from tideover.store.account import Acceptance, Account, Ledger, NewJob, QueueCount, Room
@@ -285,9 +286,9 @@ class Model:
 
     def transition(self, key: str, seen: Breaker, to: Any) -> bool:
         now = self.breakers[key]
-        if (seen.state, seen.generation) != (now.state, now.generation):
+        if (seen.state, seen.generation, seen.era) != (now.state, now.generation, now.era):
             return False
-        self.breakers[key] = replace(now, state=to, generation=generation_after(now, to))
+        self.breakers[key] = moved(now, Transition(to=to, why="why"), clock.now())
         if to == "open" and now.state != "half-open":
             self.counters["openings"] += 1
         return True
@@ -381,7 +382,7 @@ def plain(name: str, value: Any, k: Keys) -> Any:
         case dict() if name.startswith(k.bucket("")):
             return float(value[b"tokens"])
         case dict() if name.startswith(k.breaker("")):
-            return {field: value[field] for field in (b"state", b"generation")}
+            return {b"state": value.get(b"state", b"closed"), b"generation": value.get(b"generation", b"0")}
         case [[_, float()], *_] | [(_, float()), *_]:
             scores = {bytes(member): score for member, score in value}
             return set(scores) if name == k.heartbeats or name.endswith(".XQ") else scores
@@ -650,7 +651,9 @@ class StoreAndModel(RuleBasedStateMachine):
             seen = replace(seen, generation=seen.generation + 7)
         to = data.draw(st.sampled_from(sorted(TRANSITIONS[seen.state])), label="to")
         for _ in range(1 + again):
-            assert self.model.transition(key, seen, to) == self.breakers.transition(key, seen, Transition(to, "why"))
+            assert self.model.transition(key, seen, to) == self.breakers.transition(
+                key, seen, Transition(to=to, why="why"), 0.0
+            )
 
     # held jobs
 

@@ -18,7 +18,7 @@ from tideover.core.route import Mark, Permit
 from tideover.errors import StoreUnavailable
 from tideover.store.account import Ended, Ledger, NewJob, Room
 from tideover.store.backlog import Backlog
-from tideover.store.breakers import Breakers
+from tideover.store.breakers import Batch, Breakers
 from tideover.store.client import FAILED, GONE, connect, lazy_client, store_errors
 from tideover.store.facts import Facet, Group, HeldFacts, Member
 from tideover.store.keys import Keys
@@ -73,8 +73,15 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Backlog.fetched": lambda port: port.fetched("w", ["q"]),
     "Backlog.place": lambda port: port.place("job", ["q"]),
     "Backlog.is_running": lambda port: port.is_running("q", "r"),
-    "Breakers.report": lambda port: port.report("a/m", 10.0),
-    "Breakers.transition": lambda port: port.transition("a/m", CLOSED, Transition("open", "why")),
+    "Breakers.report": lambda port: port.report("a/m", "p"),
+    "Breakers.transition": lambda port: port.transition("a/m", CLOSED, Transition(to="open", why="why"), 0.0),
+    "Breakers.begin_probe": lambda port: port.begin_probe("a/m", CLOSED, 1.0, 0.0),
+    "Breakers.end_probe": lambda port: port.end_probe("a/m", 1),
+    "Breakers.force": lambda port: port.force("a/m", "open", 1.0, "me", "why"),
+    "Breakers.unforce": lambda port: port.unforce("a/m"),
+    "Breakers.latencies": lambda port: port.latencies("a/m"),
+    "Breakers.note_credential": lambda port: port.note_credential("a", "digest", 1.0),
+    "Breakers.credentials": lambda port: port.credentials("a"),
     "Breakers.listen": lambda port: port.listen(),
     "Breakers.keys_known": lambda port: port.keys_known(),
     "Breakers.read": lambda port: port.read(["a/m"]),
@@ -290,8 +297,8 @@ def test_a_full_redis_gives_leases(full: House) -> None:
 def test_a_full_redis_lets_breakers_move(full: House) -> None:
     """A backlog may have filled it; a breaker that could not close would keep it held for ever."""
     full.move("open", "half-open", "recovering")
-    reading = full.breakers.report("a/m", 10.0, generation=1, ok=1)
-    assert ("recovering", 1) == (reading.breaker.state, reading.window.ok)
+    reading = full.breakers.report("a/m", "p", Batch(era=2, runs=[("ok", 1)]))
+    assert ("recovering", 1) == (reading.breaker.state, reading.breaker.charts.ok)
     assert "closed" == full.move("closed").state
 
 

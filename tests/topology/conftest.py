@@ -57,8 +57,6 @@ namespace = "{namespace}"
 probe_after_s = 0.3
 probe_max_s = 0.5
 settle_s = 0.5
-min_calls = 3
-window_s = 5
 [drain]
 start_rate = 50
 [worker]

@@ -109,7 +109,7 @@ def chores_of(
     beat = partial(housekeeping.beat, gate, registry, facts)
     return (
         Chore("drain", drain.EVERY_S, drain.Drain(gate, registry).turn, Lease(client, lease("drain"), LEASE_S)),
-        Chore("probe", probe.EVERY_S, prober.turn, Lease(client, lease("probe"), LEASE_S)),
+        Chore("probe", probe.EVERY_S, prober.turn),
         Chore("heartbeat", min(housekeeping.EVERY_S, timeout_s / 4), beat),
         Chore("housekeeping", housekeeping.EVERY_S, turn, Lease(client, lease("housekeeping"), LEASE_S)),
     )

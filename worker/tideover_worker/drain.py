@@ -109,11 +109,12 @@ def released_line(facts: HeldFacts, key: str, breaker: Breaker) -> Line:
 
 
 def settle(gate: Gate, waited_for: set[str]) -> None:
-    """Closes recovering breakers that have stood their time."""
+    """Lets breakers that recover close once they have stood their time, and suspect ones that are calm."""
     health = gate.health
     for key, view in list(health.views.items()):
-        if view.state == "recovering":
-            reading = health.breakers.report(key, health.policy.window_s)
-            change = judge(reading.breaker, reading.window, now=reading.now, waiting=key in waited_for, policy=health.policy)
+        if view.state in ("recovering", "suspect"):
+            reading = health.breakers.report(key, health.process)
+            waiting = key in waited_for
+            change = judge(reading.breaker, reading.by, now=reading.now, waiting=waiting, policy=health.policy)
             if change is not None:
                 health.move(key, reading.breaker, change)

@@ -71,7 +71,7 @@ class Hooks:
 
 def is_held(message: MessageProxy) -> bool:
     attempt = note_of(message).attempt
-    return attempt is not None and attempt.hold is not None
+    return attempt is not None and (attempt.hold is not None or attempt.give_back)
 
 
 def not_processed(metrics: Any, message: MessageProxy) -> None:

@@ -26,7 +26,7 @@ EVERY_S = 0.5
 def beat(gate: Gate, registry: Registry, facts: Mapping[str, Any]) -> None:
     """One sign of life, also while all slots are taken and nothing is fetched; it says again who this is."""
     sign(gate, registry)
-    registry.enter_worker(gate.worker, facts)
+    registry.enter_worker(gate.worker, {**facts, "apart": sorted(gate.health.apart)})
 
 
 def sign(gate: Gate, registry: Registry) -> float:

@@ -1,17 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a route that is down whether it is back: a few one-token calls, by one process, which cost no job anything."""
+"""Asks a route that is down, or may be, whether it answers: one-token calls, by one process, which cost no job anything.
+
+First the front door, which is free and proves no model; then the model itself, until the answers decide. After that held jobs
+are the next to try it, at the pace of a recovering route.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from uuid import uuid4
 
 from tideover import clock, events
-from tideover.core.breaker import Breaker, Transition, probe_due
-from tideover.core.route import split_key
+from tideover.core.breaker import Breaker, Transition, burst_says, is_probe_due, next_probe_at, weigh
+from tideover.core.outcome import OK, Outcome
+from tideover.core.route import is_task_key, route_key, split_key
 from tideover.health import Health
+from tideover.reporting import parked_wait_s
+from tideover.store.client import FAILED
 
-EVERY_S = 0.25
+EVERY_S = 0.1
 AT_ONCE = 4
+GAP_S = 0.5
+"""Between the probes of a burst."""
+LEASE_S = 30.0
+"""How long one process may take for a burst; its probes end before."""
+PASS_ON_S = 1.0
+"""How long the process whose probe failed leaves the next one to others, whose network may be better."""
+APART_S = 5.0
+"""How often a process that alone finds a route down asks it."""
+MOST_AT_ONCE = 40
+"""Probes of a burst that no answer decides."""
+HOUR_S = 3600.0
 
 
 class Prober:
@@ -21,41 +43,142 @@ class Prober:
         self.health = health
         self._pool = ThreadPoolExecutor(AT_ONCE, "tideover-probe")
         self._running: dict[str, Future[None]] = {}
+        self._not_before: dict[str, float] = {}
+        self._made: dict[str, deque[float]] = {}
+        self._stop = threading.Event()
 
     def turn(self) -> None:
         if self.health.mode == "bypass":
             return
         self._running = {key: running for key, running in self._running.items() if not running.done()}
         now = clock.now()
-        for key, view in list(self.health.views.items()):
-            if key not in self._running and probe_due(view, now=now, policy=self.health.policy):
-                self._begin(key, view)
+        for key in {**self.health.views, **self.health.apart}:
+            view = self.health.views.get(key)
+            if key in self._running or clock.monotonic() < self._not_before.get(key, 0.0) or not self._may_ask(key):
+                continue
+            if key in self.health.apart:
+                self._begin(key, self._ask_apart, key)
+            elif view is not None and is_probe_due(view, now, self.health.policy) and not self._waits_for_route(key):
+                self._take(key, view, now)
 
     def stop(self) -> None:
         """Waits for probes under way: each has its timeout."""
+        self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def _begin(self, key: str, view: Breaker) -> None:
-        route, model = split_key(key)
-        if route not in self.health.settings.routes or self.health.settings.route(route).model(model) is None:
-            return
-        if view.state == "open" and not self.health.move(key, view, Transition("half-open", view.why)):
-            return
-        self._running[key] = self._pool.submit(self._probe, key, route, model)
+    def _may_ask(self, key: str) -> bool:
+        """Whether it names a route of ours that may be probed, and has probes left for this hour."""
+        name, model = split_key(key)
+        routes = self.health.settings.routes
+        if is_task_key(key) or name not in routes or not (model == "*" or routes[name].model(model) is not None):
+            return False
+        made = self._made.setdefault(key, deque())
+        while made and clock.monotonic() - made[0] > HOUR_S:
+            made.popleft()
+        return len(made) < self.health.policy.max_probes_per_hour
 
-    def _probe(self, key: str, route: str, model: str) -> None:
-        """Half-open to recovering when all probes succeed, back to open at the first that fails."""
+    def _waits_for_route(self, key: str) -> bool:
+        """Whether the whole route is down, so that asking one of its models is in vain."""
+        above = route_key(split_key(key)[0])
+        return key != above and above in self.health.views and self.health.views[above].is_down
+
+    def _take(self, key: str, view: Breaker, now: float) -> None:
+        """Takes the lease, and begins."""
+        if self.health.is_alone:
+            taken: Breaker | None = replace(view, state="half-open" if view.is_down else view.state)
+        else:
+            taken = self.health.breakers.begin_probe(key, view, LEASE_S, now)
+            self.health.look([key])
+        if taken is None:
+            return
+        if not self.health.settings.routes[split_key(key)[0]].probe:
+            if taken.state == "half-open":
+                self.health.move(key, taken, Transition(to="recovering", why="not probed: held jobs try it"))
+        elif taken.state == "half-open":
+            self._begin(key, self._ask_down, key, taken)
+        else:
+            self._begin(key, self._ask_doubted, key, taken)
+
+    def _begin(self, key: str, *call: object) -> None:
+        self._running[key] = self._pool.submit(self._guarded, *call)
+
+    def _guarded(self, *call: object) -> None:
+        ask, *args = call
+        try:
+            assert callable(ask)
+            ask(*args)
+        except FAILED as error:
+            events.store_unavailable("probing", type(error).__name__)
+        except Exception:  # noqa: BLE001 - whose lease is over is probed again
+            events.fault_inside("probe")
+
+    def _ask_down(self, key: str, taken: Breaker) -> None:
+        """Half-open to recovering, or back to open, as a burst of probes says."""
+        says, outcome = self._burst(key)
+        if says:
+            self.health.move(key, taken, Transition(to="recovering", why="probes answered"))
+        if says is not False:  # nobody waits for the rest of a burst when this process leaves: its lease ends
+            return
+        self._not_before[key] = clock.monotonic() + PASS_ON_S
+        parked = taken.parked if outcome.kind == taken.parked else ""
+        probe_at = clock.now() + parked_wait_s(outcome, self.health.policy) if parked else 0.0
+        credential = taken.credential if parked else ""
+        change = Transition(to="open", why=outcome.why, parked=parked, probe_at=probe_at, credential=credential)
+        self.health.move(key, taken, change)
+
+    def _ask_doubted(self, key: str, taken: Breaker) -> None:
+        """Adds evidence where few jobs run: it becomes suspect and opens, or calms down, as any evidence says."""
+        route, model = split_key(key)
+        for nth in range(MOST_AT_ONCE):
+            flight = self.health.begin(route, self._model_of(route, model), f"probe {uuid4()}", streams=True)
+            outcome = self._ask(key, knocks=nth == 0)
+            self.health.end(flight, OK if outcome.answered else outcome)
+            self.health.flush()
+            if next_probe_at(replace(self.health.views.get(key, taken), probing_until=0.0), 0.0, self.health.policy) is None:
+                break
+            if self.health.views.get(key, taken).is_down or self._stop.wait(GAP_S):
+                break
+        self.health.breakers.end_probe(key, taken.fence)
+
+    def _ask_apart(self, key: str) -> None:
+        says, _ = self._burst(key)
+        if says:
+            self.health.rejoin(key)
+        self._not_before[key] = clock.monotonic() + APART_S
+
+    def _burst(self, key: str) -> tuple[bool | None, Outcome]:
+        """Probes until they say that the route is back, or that it is not (None: there was no time); and the last answer."""
+        weight, outcome = 0.0, OK
+        for nth in range(MOST_AT_ONCE):
+            outcome = self._ask(key, knocks=nth == 0)
+            weight = weigh(weight, answered=outcome.answered)
+            says = burst_says(weight)
+            if says is not None:
+                return says, outcome
+            if self._stop.wait(GAP_S):
+                return None, outcome
+        return False, outcome
+
+    def _ask(self, key: str, *, knocks: bool) -> Outcome:
+        """One probe; `knocks`: at the front door first, which spares the model a question that could not reach it."""
         from tideover.providers import wire
 
-        try:
-            view = self.health.view(key)
-            for _ in range(self.health.policy.probes):
-                outcome = wire.probe(route, model)
-                events.probe_answered(key, outcome.answered, outcome.why)
-                if not outcome.answered:
-                    self.health.move(key, view, Transition("open", outcome.why))
-                    return
-                self.health.report(key, view.generation, outcome, "probe")
-            self.health.move(key, view, Transition("recovering", "probes answered"))
-        except Exception:  # noqa: BLE001 - a half-open breaker whose prober failed is probed again
-            events.fault_inside("probe")
+        route, model = split_key(key)
+        model = self._model_of(route, model)
+        timeout_s = self.health.reporter.limit_s(key, streams=True)
+        self._made.setdefault(key, deque()).append(clock.monotonic())
+        outcome = wire.knock(route, timeout_s) if knocks or model == "*" else OK
+        if outcome.answered and model != "*":
+            outcome = wire.probe(route, model, timeout_s)
+        self.health.note_probe()
+        events.probe_answered(key, outcome.answered, outcome.why)
+        return outcome
+
+    def _model_of(self, route: str, model: str) -> str:
+        """The model to ask: of a whole route, one that was called on it, the latest to answer; `*` if none was."""
+        if model != "*":
+            return model
+        known = [
+            (view.ok_at, key) for key, view in self.health.views.items() if key.startswith(f"{route}/") and key != f"{route}/*"
+        ]
+        return split_key(max(known)[1])[1] if known else "*"

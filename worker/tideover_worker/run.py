@@ -27,7 +27,7 @@ from dramatiq.worker import Worker, WorkerThread
 
 from tideover import clock, events
 from tideover.attempt import note_of, processing
-from tideover.core.admission import Expire, Hold
+from tideover.core.admission import Expire, GiveBack, Hold
 from tideover.errors import JobExpired
 from tideover.gate import Gate, criticality_of, redis_id
 from tideover.store.client import FAILED
@@ -177,6 +177,8 @@ class Runner(WorkerThread):
         match verdict:
             case Hold():
                 note_of(message).hold = verdict
+            case GiveBack():
+                note_of(message).give_back = True
             case Expire():
                 self.mark_expired(message)
             case None:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decision table: may this job call now, over which route, or must it wait?
 
-| | primary usable | throttled or recovering | primary down, a fallback usable | no route usable | past its expiry |
-|---|---|---|---|---|---|
-| critical | run | recovering: run; throttled: reroute, else hold | reroute | hold | expire |
-| deferrable | run | hold (`pace`), released at the pace | hold | hold | expire |
+| | primary usable | suspect | throttled or recovering | primary down, a fallback usable | no route usable | past its expiry |
+|---|---|---|---|---|---|---|
+| critical | run | run | recovering: run; throttled: reroute, else hold | reroute | hold | expire |
+| deferrable | run | hold (`suspect`), nothing released | hold (`pace`), released at the pace | hold | hold | expire |
 
-A deferrable task may ask to be rerouted as a critical one is (`reroute_when_deferrable`).
+A deferrable task may ask to be rerouted as a critical one is (`reroute_when_deferrable`). A job whose route only this process
+cannot reach is given back to its queue, for another one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Literal
 from tideover.core.job import Job
 from tideover.core.route import BUSY, Hop, Permit
 
-Readiness = Literal["yes", "pace", "no"]
-Reason = Literal["outage", "pace", "failed", "review"]
-"""Why a job is held: its breakers are open; the pace has no room; its own call failed before a breaker opened; only a human can
-say what to do with it."""
+Readiness = Literal["yes", "suspect", "pace", "no"]
+Reason = Literal["outage", "suspect", "pace", "failed", "paused", "review"]
+"""Why a job is held: its breakers are open; its route may be failing; the pace has no room; its own call failed before a
+breaker opened; most jobs of its task are refused as wrong; only a human can say what to do with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,14 @@ class Expire:
     pass
 
 
-Verdict = Run | Reroute | Hold | Expire
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Back to the queue: other processes reach its route."""
+
+    key: str
+
+
+Verdict = Run | Reroute | Hold | Expire | GiveBack
 
 
 def readiness(job: Job, hop: Hop, *, now: float, permit: Permit | None) -> Readiness:
@@ -68,6 +76,8 @@ def readiness(job: Job, hop: Hop, *, now: float, permit: Permit | None) -> Readi
     match hop.breaker.state:
         case "closed":
             return "yes"
+        case "suspect":
+            return "yes" if job.criticality == "critical" else "suspect"
         case "recovering":
             return "yes" if job.criticality == "critical" else "pace"
         case "open" | "half-open":
@@ -78,13 +88,16 @@ def decide(job: Job, chain: Sequence[Hop], *, now: float, permit: Permit | None 
     """The verdict for a job that calls one model. `chain`: its routes for that model, primary first, never empty."""
     if job.expires_at is not None and now >= job.expires_at:
         return Expire()
+    if chain[0].apart and not chain[0].breaker.is_down:
+        return GiveBack(chain[0].key)
     open_to_it = chain if job.may_reroute else chain[:1]
     ready = [(hop, readiness(job, hop, now=now, permit=permit)) for hop in open_to_it]
     for hop, answer in ready:
         if answer == "yes":
             return Run(hop.route) if hop is chain[0] else Reroute(hop.route)
     waits_for = [hop for hop, _ in ready if hop.serves or hop is chain[0]]
-    reason: Reason = "pace" if any(answer == "pace" for _, answer in ready) else "outage"
+    answers = {answer for _, answer in ready}
+    reason: Reason = "pace" if "pace" in answers else "suspect" if "suspect" in answers else "outage"
     return hold_for_any(waits_for, reason)
 
 
@@ -93,14 +106,18 @@ def hold_for_any(hops: Sequence[Hop], reason: Reason) -> Hold:
     return Hold(tuple(hop.key for hop in hops), reason, sum(hop.breaker.generation for hop in hops))
 
 
-def unless_one_runs(verdicts: Sequence[Verdict]) -> Hold | None:
+def unless_one_runs(verdicts: Sequence[Verdict]) -> Hold | GiveBack | None:
     """The verdict for a job that may call any of several models: held while none of them could be called, freed by the first.
 
     Which one it will call only its function knows, so the call itself is asked again. None: let it run.
     """
+    back = next((verdict for verdict in verdicts if isinstance(verdict, GiveBack)), None)
+    if back is not None:
+        return back
     holds = [verdict for verdict in verdicts if isinstance(verdict, Hold)]
     if not holds or len(holds) < len(verdicts):
         return None
     wait_key = tuple(dict.fromkeys(key for hold in holds for key in hold.wait_key))
-    reason: Reason = "pace" if any(hold.reason == "pace" for hold in holds) else "outage"
+    reasons = {hold.reason for hold in holds}
+    reason: Reason = "pace" if "pace" in reasons else "suspect" if "suspect" in reasons else "outage"
     return Hold(wait_key, reason, sum(hold.generation for hold in holds))

@@ -149,6 +149,12 @@ BY_SOCKET_EXCEPTION: tuple[tuple[str, Blame], ...] = (
 )
 """The same for a transport other than httpx2's; believed only as the cause of an SDK's connection error."""
 
+OWN_PACE = frozenset({"ramp_limit_exceeded", "ThrottlingException"})
+"""Throttling that is about our pace even though most of the limit is left."""
+
+LIMITS = re.compile(r"(?:anthropic-ratelimit-(.+)-(limit|remaining)|x-ratelimit-(limit|remaining)-(.+))")
+"""Rate-limit headers: Anthropic's and OpenAI's."""
+
 EDGE_STATUSES = frozenset({403, 404, *range(500, 529), *range(530, 600)})
 """Without an API's error body these come from what stands before the API (a firewall, a proxy). Only the API says 529."""
 
@@ -254,6 +260,23 @@ def retry_after(headers: Mapping[str, str], now: float | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, date.timestamp() - now)
+
+
+def headroom(headers: Mapping[str, str]) -> float | None:
+    """The share of the rate limits that is left, of the scarcest (0 to 1); None without headers that say so.
+
+    >>> headroom({"anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "5"})
+    0.1
+    >>> headroom({"x-ratelimit-limit-tokens": "100", "x-ratelimit-remaining-tokens": "90"}), headroom({})
+    (0.9, None)
+    """
+    limits: dict[str, dict[str, float]] = {}
+    for name, value in headers.items():
+        found = LIMITS.fullmatch(name.lower())
+        if found is not None and re.fullmatch(r"\d{1,12}", value):
+            limits.setdefault(found[1] or found[4], {})[found[2] or found[3]] = float(value)
+    shares = [each["remaining"] / each["limit"] for each in limits.values() if each.get("limit", 0) > 0 and "remaining" in each]
+    return min(shares, default=None)
 
 
 def until_regained(message: str, now: float | None) -> float | None:

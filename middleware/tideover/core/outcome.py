@@ -6,7 +6,7 @@ No SDK is imported (that costs a process 0.9 s and 60 MiB): exceptions are known
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tideover.core import blame
@@ -17,6 +17,7 @@ from tideover.core.blame import (
     Scope,
     blame_of_status,
     decode,
+    headroom,
     read_error,
     retry_after,
     said_by,
@@ -41,6 +42,8 @@ class Outcome:
     scope: Scope
     why: str
     retry_after_s: float | None = None
+    headroom: float | None = field(default=None, repr=False)
+    """The share of the rate limits that the headers say is left, of the scarcest; None if they say nothing."""
 
     @property
     def counts_as_failure(self) -> bool:
@@ -88,7 +91,9 @@ def of_response(status: int, headers: Mapping[str, str], body: bytes | None, *, 
     wait_s = retry_after(facts, now)
     if wait_s is None and said is not None and kind == "quota":
         wait_s = until_regained(said.message, now)
-    return Outcome(kind=kind, scope=scope, why=f"{status} {describe(said)}", retry_after_s=wait_s)
+    ramp = said is not None and said.code in blame.OWN_PACE  # too fast a rise, whatever is left of the limit
+    left = None if kind != "throttle" else 0.0 if ramp else headroom(facts)
+    return Outcome(kind=kind, scope=scope, why=f"{status} {describe(said)}", retry_after_s=wait_s, headroom=left)
 
 
 def of_message(body: bytes) -> Outcome:

@@ -8,20 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy:
-    """When a route's model counts as down, and when as back.
+    """When a route that is down is asked again, and when it counts as well. When it counts as down is `core.detector`'s."""
 
-    The window is small because a black-out must be seen within seconds; `min_calls` and `failure_ratio` keep a
-    single bad answer, or a burst of two, from opening it.
-    """
-
-    window_s: float = 10.0
-    min_calls: int = 5
-    failure_ratio: float = 0.5
     probe_after_s: float = 5.0
-    """First probe after the opening; each failed probe waits half as long again, up to `probe_max_s`."""
+    """First probe after the opening; each burst that fails waits a little longer, up to `probe_max_s`."""
     probe_max_s: float = 15.0
-    probes: int = 3
-    """Probes that must succeed one after the other: at 65 % errors one success is a coin toss, three are 4 %."""
+    max_probes_per_hour: int = 600
+    """Of one route and model; once they are spent it is asked less often."""
     settle_s: float = 10.0
     """A recovering route closes after this long without reopening, once nothing waits for it."""
     settle_max_s: float = 120.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tideover.core.breaker import Breaker
 
 FORCED = "*"
+TASK = "task:"
 
 ODD = re.compile(r"[^\w.:/@+-]")
 LONGEST_MODEL = 120
@@ -24,6 +25,30 @@ def breaker_key(route: str, model: str) -> str:
     'anthropic/claude-opus-4-8'
     """
     return f"{route}/{ODD.sub('_', model)[:LONGEST_MODEL]}"
+
+
+def route_key(route: str) -> str:
+    """The name of the breaker of a whole route, which stands above those of its models.
+
+    >>> route_key("anthropic"), above("anthropic/claude-opus-4-8")
+    ('anthropic/*', 'anthropic/*')
+    """
+    return f"{route}/*"
+
+
+def above(key: str) -> str:
+    """The breaker that stands above this one."""
+    return route_key(split_key(key)[0])
+
+
+def task_key(task: str) -> str:
+    """The name of the breaker of a task: it opens when most of its jobs are refused as wrong, and only a human closes it."""
+    return f"{TASK}{ODD.sub('_', task)[:LONGEST_MODEL]}"
+
+
+def is_task_key(key: str) -> bool:
+    """Whether a breaker is a task's. The name of a route holds no colon."""
+    return key.startswith(TASK)
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -69,7 +94,7 @@ class Permit:
             return True
         if self.key != key or self.generation < breaker.generation:
             return False
-        return self.generation > breaker.generation or breaker.state in ("recovering", "closed")
+        return self.generation > breaker.generation or not breaker.is_down
 
 
 NO_PERMIT = Permit("", 0)
@@ -107,6 +132,7 @@ class Hop:
     """One route of a job's chain for one model.
 
     `refused` says why it cannot carry this very call; None: it can. `serves`: it knows the model, so a job may wait for it.
+    `apart`: only this process cannot reach it, so the job is better off with another one.
     """
 
     route: str
@@ -114,3 +140,4 @@ class Hop:
     breaker: Breaker
     refused: str | None = None
     serves: bool = True
+    apart: bool = False

@@ -17,6 +17,7 @@ from tideover.ops.acts import (
     refuse_if_none_may_go,
     release,
 )
+from tideover.ops.breakers import BreakerExplanation, BreakerStatus, Override, explain_breaker, force, resume, unforce
 from tideover.ops.dead import RESTORABLE, DeadFilter, DeadSelection, RestoredBefore, choose_dead, choose_dead_jobs
 from tideover.ops.discards import Discard, DiscardPreview, discard, preview_discard
 from tideover.ops.explanation import Explanation, explain
@@ -25,13 +26,14 @@ from tideover.ops.listing import Breakdown, HeldJob, Listing, backlog, breakdown
 from tideover.ops.overview import NamespaceStatus, Status, status
 from tideover.ops.restoration import ExpiresIn, Restored, RestorePreview, preview_restore, restore
 from tideover.ops.search import Filter
-from tideover.ops.standing import BreakerStatus, Bypass, Standing
+from tideover.ops.standing import Bypass, Standing
 from tideover.ops.values import about, as_json, counted, iso
 from tideover.ops.verdict import Level, Verdict
 
 __all__ = [
     "RESTORABLE",
     "Breakdown",
+    "BreakerExplanation",
     "BreakerStatus",
     "Bypass",
     "DeadFilter",
@@ -48,6 +50,7 @@ __all__ = [
     "Misasked",
     "NamespaceStatus",
     "Operator",
+    "Override",
     "Preview",
     "Refused",
     "Release",
@@ -71,6 +74,8 @@ __all__ = [
     "counted",
     "discard",
     "explain",
+    "explain_breaker",
+    "force",
     "iso",
     "open_operator",
     "preview",
@@ -79,5 +84,7 @@ __all__ = [
     "refuse_if_none_may_go",
     "release",
     "restore",
+    "resume",
     "status",
+    "unforce",
 ]

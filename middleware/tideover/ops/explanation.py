@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from tideover.core.job import CRITICAL_SUFFIX, ENDS, Criticality, End, is_criticality
+from tideover.core.pacing import PATIENCE_S
+from tideover.core.route import above
 from tideover.ops.access import Operator, Space, find_job, reaching
+from tideover.ops.breakers import BreakerStatus, breaker_status
 from tideover.ops.renewal import readable
-from tideover.ops.standing import BreakerStatus, breaker_status, workers_of
+from tideover.ops.standing import workers_of
 from tideover.ops.values import about, counted
 from tideover.settings import Settings
 from tideover.stamp import stamp_of, tenant_of
@@ -27,7 +30,9 @@ Where = Literal["queued", "running", "held", "ended", "lost"]
 WHY = {
     "outage": "no route that it may use is up",
     "pace": "the pace had no room for it",
+    "suspect": "its route may be failing, and it can wait",
     "failed": "its own call failed before a breaker opened",
+    "paused": "most jobs of its task are refused as wrong",
     "review": "it needs review",
 }
 
@@ -212,24 +217,26 @@ def ways_out(space: Space, held: HeldFacts, ahead: int, settings: Settings, now:
     if space.registry.bypass() is not None:
         pace = settings.drain.max_rate
         return (Way(breaker="any", state="bypass", words=f"tideover is bypassed; {turn(ahead, pace)}", expected_at=now),)
-    states = space.breakers.read(held.breaker_keys)
-    return tuple(way_out(breaker_status(key, states[key], settings, now), ahead, settings, now) for key in states)
+    keys = held.breaker_keys
+    states = space.breakers.read([*keys, *(above(key) for key in keys)])
+    told = (breaker_status(key, states[key], states[above(key)], settings, now) for key in keys)
+    return tuple(way_out(breaker, ahead, now) for breaker in told)
 
 
-def way_out(breaker: BreakerStatus, ahead: int, settings: Settings, now: float) -> Way:
+def way_out(breaker: BreakerStatus, ahead: int, now: float) -> Way:
     why = f" ({breaker.why})" if breaker.why else ""
     expected_at: float | None = None
     match breaker.state:
-        case "open" if breaker.next_probe_at is not None:
-            expected_at = max(now, breaker.next_probe_at)
-            words = f"is open{why}; next probe in {about(expected_at - now)}, {settings.breaker.probes} must succeed in a row"
         case "open" | "half-open":
-            expected_at = now
-            words = f"is being probed now{why}; {settings.breaker.probes} probes must succeed in a row"
+            expected_at = None if breaker.next_probe_at is None else max(now, breaker.next_probe_at)
+            words = f"is {breaker.state}{why}: {breaker.would_close}"
         case _ if breaker.throttled_until_at is not None:
             expected_at = breaker.throttled_until_at
             words = f"asked for quiet for {about(expected_at - now)} more; {counted(ahead, 'job')} go before this one"
-        case "closed" | "recovering":
+        case "suspect" if breaker.pace == 0:
+            expected_at = now + PATIENCE_S
+            words = f"may be failing{why}: {breaker.would_close}; else a few jobs try it within {PATIENCE_S:.0f} s"
+        case "closed" | "recovering" | "suspect":
             expected_at = now + (ahead + 1) / breaker.pace
             words = f"is {breaker.state}; {turn(ahead, breaker.pace)}"
     return Way(breaker=breaker.key, state=breaker.state, words=words, expected_at=expected_at)

@@ -6,10 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tideover.core.breaker import Breaker, State, probe_wait_s
 from tideover.core.job import End
-from tideover.core.pacing import rate
 from tideover.ops.access import Operator, Space, reaching
+from tideover.ops.breakers import BreakerStatus, statuses
 from tideover.ops.held import HeldGroup, groups_of
 from tideover.ops.strangers import strangers_of
 from tideover.settings import Settings
@@ -25,25 +24,6 @@ class Lane:
     delayed: int
     running: int
     held: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerStatus:
-    """A route and model. `since_at`: of this state; `opened_at`: of the latest opening; `pace`: releases per second."""
-
-    key: str
-    state: State
-    generation: int
-    since_at: float | None
-    opened_at: float | None
-    why: str
-    throttled_until_at: float | None
-    next_probe_at: float | None
-    pace: float
-
-    @property
-    def is_down(self) -> bool:
-        return self.state in ("open", "half-open")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +46,10 @@ class TaskStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """`seen_at`: its last sign of life; `silent`: so long ago that it counts as dead."""
+    """`seen_at`: its last sign of life; `silent`: so long ago that it counts as dead.
+
+    `apart`: the breakers that it alone finds open, so that it leaves their jobs to others.
+    """
 
     id: str
     host: str
@@ -77,6 +60,7 @@ class WorkerStatus:
     since_at: float
     seen_at: float | None
     silent: bool
+    apart: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +135,7 @@ def standing(space: Space, settings: Settings, now: float) -> Standing:
         lost=account.lost if strangers.seen_at is None else 0,
         not_adopted=account.not_adopted,
         lanes=lanes_of(account),
-        breakers=tuple(breaker_status(key, b, settings, now) for key, b in space.breakers_known().items()),
+        breakers=statuses(space.breakers_known(), settings, now),
         routes=tuple(RouteStatus(name=name, **facts) for name, facts in sorted(space.registry.routes().items())),
         tasks=tasks_of(space),
         workers=workers,
@@ -168,26 +152,6 @@ def lanes_of(account: Account) -> tuple[Lane, ...]:
         Lane(queue=queue, queued=count.queued, delayed=count.delayed, running=count.running, held=count.held)
         for queue, count in sorted(account.queues.items())
     )
-
-
-def breaker_status(key: str, breaker: Breaker, settings: Settings, now: float) -> BreakerStatus:
-    probes = breaker.state == "open"
-    return BreakerStatus(
-        key=key,
-        state=breaker.state,
-        generation=breaker.generation,
-        since_at=instant(breaker.since),
-        opened_at=instant(breaker.opened_at),
-        why=breaker.why,
-        throttled_until_at=breaker.throttled_until if breaker.throttled_until > now else None,
-        next_probe_at=breaker.since + probe_wait_s(breaker, settings.breaker.policy()) if probes else None,
-        pace=rate(breaker, now=now, policy=settings.drain.policy()),
-    )
-
-
-def instant(at: float) -> float | None:
-    """In the store 0 stands for never."""
-    return None if at == 0 else at
 
 
 def tasks_of(space: Space) -> tuple[TaskStatus, ...]:
@@ -223,6 +187,7 @@ def worker_status(worker_id: str, facts: dict[str, Any], seen_at: float | None, 
         since_at=facts["since"],
         seen_at=seen_at,
         silent=seen_at is None or seen_at < alive_since,
+        apart=tuple(facts.get("apart", ())),
     )
 
 

@@ -8,24 +8,29 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tideover.core.route import breaker_key, split_key
-from tideover.ops.standing import BreakerStatus, RouteStatus, Standing, TaskStatus
+from tideover.ops.breakers import BreakerStatus
+from tideover.ops.standing import RouteStatus, Standing, TaskStatus
 from tideover.ops.values import about, counted
 
 Level = Literal[
     "lost",
     "bypassed",
     "outage",
+    "parked",
     "stranded",
+    "suspect",
     "recovering",
     "throttled",
     "draining",
     "review",
     "unexplained",
+    "apart",
     "mixed",
     "notice",
     "ok",
 ]
-"""From the worst to the best; *stranded*: jobs wait and no worker is alive; *review*: jobs wait for a human, and for nothing
+"""From the worst to the best; *parked*: a route or a task that somebody must mend; *apart*: workers that alone find a route
+down; *stranded*: jobs wait and no worker is alive; *review*: jobs wait for a human, and for nothing
 else; *mixed*: workers without tideover are about; *notice*: something to know."""
 
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -115,7 +120,14 @@ def of_mode(standing: Standing) -> Iterator[Finding]:
 
 
 def of_breakers(standing: Standing) -> Iterator[Finding]:
-    down = [b for b in standing.breakers if b.is_down]
+    for b in standing.breakers:
+        if b.parked is not None:
+            yield Finding("parked", f"PARKED: {b.key} ({b.why}): {b.would_close}.")
+        elif b.forced is not None:
+            ends = about(b.forced.until_at - standing.asked_at)
+            yield Finding("notice", f"{b.key} is forced {b.forced.state} by {b.forced.who} for {ends} more: {b.forced.why}.")
+    down = [b for b in standing.breakers if b.is_down and b.parked is None]
+    doubted = [b for b in standing.breakers if b.state == "suspect"]
     back = [b for b in standing.breakers if b.state == "recovering"]
     quiet = [b for b in standing.breakers if b.throttled_until_at is not None and not b.is_down]
     n = waiting(standing)
@@ -123,6 +135,10 @@ def of_breakers(standing: Standing) -> Iterator[Finding]:
     if down:
         critical = of_critical(standing, down) if standing.bypass is None else ""
         yield Finding("outage", f"OUTAGE: {named(down, standing.asked_at)}. {held}{critical}.")
+    if doubted:
+        failing = ", ".join(f"{b.key} ({b.failed} of {counted(b.calls, 'call')} failed)" for b in doubted[:MOST_NAMED])
+        word = "BROWN-OUT" if any(b.is_brownout for b in doubted) else "SUSPECT"
+        yield Finding("suspect", f"{word}: {failing}{more(len(doubted))}. Critical jobs run, what can wait waits. {held}.")
     if back:
         awaited = {key for group in standing.held_groups for key in group.waits_for}
         pace = sum(b.pace for b in back if b.key in awaited)
@@ -131,7 +147,7 @@ def of_breakers(standing: Standing) -> Iterator[Finding]:
     if quiet:
         wait_s = max(b.throttled_until_at for b in quiet if b.throttled_until_at is not None) - standing.asked_at
         yield Finding("throttled", f"THROTTLED: {listed(quiet)} asked for quiet for {about(wait_s)} more. {held}.")
-    if n and not down and not back and not quiet:
+    if n and not down and not back and not quiet and not doubted and not any(b.parked for b in standing.breakers):
         yield Finding("draining", f"DRAINING: {held}, and no breaker stands in their way.")
 
 
@@ -143,6 +159,10 @@ def of_review(standing: Standing) -> Iterator[Finding]:
 
 def of_workers(standing: Standing) -> Iterator[Finding]:
     silent = [worker for worker in standing.workers if worker.silent]
+    for worker in standing.workers:
+        if worker.apart and not worker.silent:
+            what = f"alone finds {', '.join(worker.apart)} down, and leaves its jobs to others"
+            yield Finding("apart", f"APART: worker {worker.host} {worker.pid} {what}: see to its network and credentials.")
     n = standing.queued + waiting(standing)
     if n and len(silent) == len(standing.workers) and not standing.strangers:
         yield Finding("stranded", f"NO WORKER is alive: {counted(n, 'job')} waiting, and nobody probes or releases.")

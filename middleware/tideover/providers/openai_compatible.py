@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 SECRETS = frozenset({"authorization", "x-api-key", "cookie", "proxy-authorization"})
-KEPT_HEADERS = ("retry-after", "retry-after-ms")
+KEPT_HEADERS = ("retry-after", "x-ratelimit-")
 COMPLETION_LIMIT_HOSTS = ("api.openai.com", ".openai.azure.com")
 """Hosts whose newer models refuse `max_tokens` for `max_completion_tokens`, which many compatible servers do not know."""
 CONNECT_TIMEOUT_S = 5.0
@@ -225,7 +225,7 @@ def plain(upstream: httpx2.Response, status: int, answer: dict[str, Any] | bytes
 
 
 def answer_headers(upstream: httpx2.Response, losses: tuple[str, ...]) -> dict[str, str]:
-    headers = {name: upstream.headers[name] for name in KEPT_HEADERS if name in upstream.headers}
+    headers = {name: value for name, value in upstream.headers.items() if name.lower().startswith(KEPT_HEADERS)}
     if "x-request-id" in upstream.headers:
         headers["request-id"] = upstream.headers["x-request-id"]
     if losses:

@@ -8,14 +8,14 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anthropic
 import httpx2
 
 from tideover import clock
-from tideover.core.outcome import Outcome, of_exception, of_message, of_response
+from tideover.core.outcome import OK, Outcome, of_exception, of_message, of_response
 from tideover.providers import anthropic as messages
 from tideover.providers import openai_compatible as chat
 from tideover.settings import settings
@@ -23,8 +23,11 @@ from tideover.settings import settings
 MESSAGES = ("/v1/messages", "/v1/messages?beta=true")
 """The paths that the carrier carries; everything else goes to the primary as it is."""
 
-PROBE_TIMEOUT_S = 10.0
 PROBE: dict[str, Any] = {"max_tokens": 1, "messages": [{"role": "user", "content": "."}]}
+
+LIMIT_HEADERS = ("anthropic-ratelimit-requests-remaining", "x-ratelimit-remaining-requests")
+OK_WITH_LIMITS = replace(OK, headroom=1.0)
+"""A good answer of a route that says what is left of its limits."""
 
 _lock = threading.Lock()
 _sync: dict[int, httpx2.Client] = {}
@@ -96,6 +99,8 @@ def tried(route: str, request: Any, response: Any, losses: tuple[str, ...] = ())
     else:
         outcome = of_response(http.status_code, http.headers, None if http.is_success else body, now=clock.now())
     streaming = request.stream and http.is_success and outcome.kind == "ok"
+    if outcome.kind == "ok" and any(name in http.headers for name in LIMIT_HEADERS):
+        outcome = OK_WITH_LIMITS
     return Tried(route, outcome, response, losses=losses, streaming=streaming)
 
 
@@ -131,20 +136,59 @@ def passed_on(headers: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower().startswith("x-") and "stainless" not in name.lower()}
 
 
-def probe(route: str, model: str) -> Outcome:
-    """A one-token call, from a thread: the smallest question that only a working route answers."""
+def probe(route: str, model: str, timeout_s: float) -> Outcome:
+    """A streamed one-token call, from a thread: the smallest question that only a working route answers.
+
+    `timeout_s`: how long each wait for bytes may take.
+    """
     found = settings().route(route)
-    body = {**PROBE, "model": found.model(model) or model}
-    timeout_s = min(found.timeout_s, PROBE_TIMEOUT_S)
+    body = {**PROBE, "model": found.model(model) or model, "stream": True}
+    timeout_s = min(found.timeout_s, timeout_s)
     try:
         if found.kind == "openai-compatible":
             options: dict[str, Any] = {"base_url": found.base_url, "api_key": settings().api_key(route), "model": body["model"]}
-            return chat.carry(sync_http(), body=body, stream=False, timeout_s=timeout_s, headers={}, **options).outcome
+            carried = chat.carry(sync_http(), body=body, stream=True, timeout_s=timeout_s, headers={}, **options)
+            return of_events(carried.response.read()) if carried.outcome.kind == "ok" else carried.outcome
         client = messages.sync_client(route).with_options(timeout=timeout_s, max_retries=0)
         # not `messages.create`: monitors that wrap it (Sentry) would tell of each probe that fails
-        return of_message(client.post("/v1/messages", cast_to=httpx2.Response, body=body).content)
+        answer = client.post("/v1/messages", cast_to=httpx2.Response, body=body)
+        events = "event-stream" in answer.headers.get("content-type", "")
+        return of_events(answer.content) if events else of_message(answer.content)
     except Exception as error:  # noqa: BLE001 - judged
         return of_exception(error, now=clock.now())
+
+
+def of_events(body: bytes) -> Outcome:
+    """What a whole stream of events came to."""
+    seen: list[Outcome] = []
+    watch = messages.EndWatch(seen.append)
+    watch.see(body)
+    if not seen:
+        seen.append(Outcome(kind="outage", scope="model", why="stream ended without message_stop"))
+    return seen[0]
+
+
+def knock(route: str, timeout_s: float) -> Outcome:
+    """Asks a route's front door (`GET /models`), which is free: it proves DNS, TLS, the credential and the edge, but no model.
+
+    A route that has no such list answers all the same, if only with a 404.
+    """
+    found = settings().route(route)
+    timeout_s = min(found.timeout_s, timeout_s)
+    try:
+        if found.kind == "openai-compatible":
+            key = settings().api_key(route)
+            headers = {"user-agent": "tideover"} | ({} if key is None else {"authorization": f"Bearer {key}"})
+            assert found.base_url is not None
+            http = sync_http().get(f"{found.base_url.rstrip('/')}/models", headers=headers, timeout=timeout_s)
+            outcome = of_response(http.status_code, http.headers, http.content, now=clock.now())
+        else:
+            client = messages.sync_client(route).with_options(timeout=timeout_s, max_retries=0)
+            client.get("/v1/models?limit=1", cast_to=httpx2.Response)
+            return OK
+    except Exception as error:  # noqa: BLE001 - judged
+        outcome = of_exception(error, now=clock.now())
+    return OK if outcome.why.startswith(("404", "405")) else outcome
 
 
 def sync_http() -> httpx2.Client:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any, Literal, NamedTuple
 
-from tideover.core.route import Mark, Permit
+from tideover.core.route import Mark, Permit, above
 from tideover.store.client import Client, starting, text
 from tideover.store.facts import FIXED, GROUP, HEAD, Facet, Group, HeldFacts, Member, encoded, packed_id, text_id
 from tideover.store.keys import DELAYED_SUFFIX, Keys, queue_of
@@ -148,16 +148,16 @@ class Backlog:
         """
         k = self.keys
         keys = [k.held(queue), k.facts(queue), k.groups(queue), k.counts(queue), k.queue(queue), k.marks(queue)]
-        keys += [k.msgs(queue), k.counters, k.breaker(permit.key), k.bucket(permit.key)]
+        keys += [k.msgs(queue), k.counters, k.breaker(permit.key), k.breaker(above(permit.key)), k.bucket(permit.key)]
         if pace is None:
             args: list[Any] = [str(permit), "", "", "", ""]
         else:
             generation = "" if pace.generation is None else pace.generation
-            keys[8:] = [k.breaker(pace.key), k.bucket(pace.key)]
+            keys[8:] = [k.breaker(pace.key), k.breaker(above(pace.key)), k.bucket(pace.key)]
             args = [str(permit), generation, pace.rate, pace.burst, pace.most_queued]
         asked = members[:PAGE]
         self._learn(queue, {member[:GROUP] for member in asked})  # before, because a group goes with its last job
-        looked_at, *released = self.scripts.run("release-10", keys, [*args, *asked])
+        looked_at, *released = self.scripts.run("release-11", keys, [*args, *asked])
         return self._decoded(
             queue, [(raw[2 : 2 + size], raw[2 + size :]) for raw in released if (size := length(raw))]
         ), looked_at

@@ -1,42 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Breakers as all processes share them: counted and moved by scripts, judged by `core.breaker`."""
+"""Breakers as all processes share them: counted and changed by scripts, judged by `core.breaker`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
-from tideover.core.breaker import CLOSED, Breaker, State, Transition, Window, generation_after
+from tideover.core.breaker import CLOSED, Breaker, Forced, Parked, State, Transition, Witnesses, moved
+from tideover.core.detector import MEMORY_S, Base, Charts, Run, Steps
 from tideover.store.client import Client, text
 from tideover.store.keys import Keys
 from tideover.store.scripts import Scripts, pairs
 
-STATES: dict[str, State] = {"closed": "closed", "open": "open", "half-open": "half-open", "recovering": "recovering"}
+STATES: dict[str, State] = {state: state for state in get_args(State)}
+PARKED: dict[str, Parked] = {parked: parked for parked in get_args(Parked)}
+INSTANTS = (
+    "since",
+    "opened_at",
+    "recovered_at",
+    "braked_at",
+    "began_at",
+    "ok_at",
+    "throttled_until",
+    "probing_until",
+    "probe_at",
+)
+NUMBERS = ("generation", "era", "probes_failed", "fence", "flaps")
+CHARTS = ("brownout", "blackout", "majority")
+COUNTS = ("calls", "failed", "ok")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A breaker and its window at one instant of Redis' clock (unix time)."""
+    """A breaker and who reported on it, at one instant of Redis' clock (unix time)."""
 
     breaker: Breaker
-    window: Window
+    by: Witnesses
     now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Evidence of one era. `latencies`: buckets (see `core.latency`) → first tokens."""
+
+    era: int
+    runs: Sequence[Run]
+    why: str = ""
+    latencies: Mapping[str, int] | None = None
+
+
+def instant_field(name: str) -> str:
+    return f"{name.removesuffix('_at')}_ms"
 
 
 def breaker_of(row: Mapping[str, str]) -> Breaker:
     """A breaker from its hash; an empty hash is one that never failed."""
     if not row:
         return CLOSED
+    charts: dict[str, Any] = {name: float(row.get(name, 0)) for name in CHARTS}
+    charts |= {name: int(row.get(name, 0)) for name in COUNTS}
+    known: dict[str, Any] = {name: int(row.get(instant_field(name), 0)) / 1000 for name in INSTANTS}
+    known |= {name: int(row.get(name, 0)) for name in NUMBERS}
     return Breaker(
         state=STATES[row.get("state", "closed")],
-        generation=int(row.get("generation", 0)),
-        since=int(row.get("since_ms", 0)) / 1000,
-        opened_at=int(row.get("opened_ms", 0)) / 1000,
-        probes_failed=int(row.get("probes_failed", 0)),
-        throttled_until=int(row.get("throttled_until_ms", 0)) / 1000,
+        parked=PARKED[row.get("parked", "")],
+        credential=row.get("credential", ""),
         why=row.get("why", ""),
+        charts=Charts(**charts),
+        base=Base(
+            calls=float(row.get("base_calls", 0)),
+            failed=float(row.get("base_failed", 0)),
+            at=int(row.get("base_ms", 0)) / 1000,
+        ),
+        forced=forced_in(row),
+        **known,
+    )
+
+
+def forced_in(row: Mapping[str, str]) -> Forced | None:
+    if "forced" not in row:
+        return None
+    return Forced(
+        state="open" if row["forced"] == "open" else "closed",
+        until=int(row.get("forced_until_ms", 0)) / 1000,
+        who=row.get("forced_who", ""),
+        why=row.get("forced_why", ""),
     )
 
 
@@ -45,36 +94,69 @@ class Breakers:
         self.client, self.keys, self.scripts = client, keys, Scripts(client)
 
     def report(
-        self,
-        key: str,
-        window_s: float,
-        *,
-        generation: int | None = None,
-        ok: int = 0,
-        failed: int = 0,
-        why: str = "",
-        quiet_s: float = 0,
+        self, key: str, process: str, batch: Batch | None = None, *, base: Base | None = None, quiet_s: float = 0
     ) -> Reading:
-        """Counts calls of a generation (None: none) and reads the breaker. `quiet_s`: the pause the provider asked for."""
-        k = self.keys
+        """Takes in evidence (None: none) and reads the breaker.
+
+        `base`: what is usual, as of the latest reading. `quiet_s`: the pause that the provider asked for.
+        """
+        k, steps = self.keys, Steps.of(Base() if base is None else base)
+        by = [number for chart in (steps.brownout, steps.blackout, steps.majority) for number in (chart.up, chart.down)]
+        latencies = {} if batch is None or batch.latencies is None else batch.latencies
         args = [
             key,
-            "" if generation is None else generation,
-            ok,
-            failed,
-            ceil(window_s),
-            why,
+            process,
+            "" if batch is None else batch.era,
+            "" if batch is None else " ".join(f"{kind[0]}{n}" for kind, n in batch.runs),
+            "" if batch is None else batch.why,
             int(quiet_s * 1000),
+            " ".join(f"{bucket} {n}" for bucket, n in latencies.items()),
             k.news,
+            MEMORY_S,
+            steps.top,
+            *by,
         ]
-        row, good, bad, now_ms = self.scripts.run("report-3", [k.breaker(key), k.window(key), k.breakers], args)
-        return Reading(breaker_of(pairs(row)), Window(int(good), int(bad)), int(now_ms) / 1000)
+        keys = [k.breaker(key), k.reporters(key), k.failing(key), k.latencies(key), k.breakers]
+        row, reporters, failing, now_ms = self.scripts.run("report-5", keys, args)
+        return Reading(breaker_of(pairs(row)), Witnesses(reporters=int(reporters), failing=int(failing)), int(now_ms) / 1000)
 
-    def transition(self, key: str, seen: Breaker, change: Transition) -> bool:
-        """Moves a breaker that still is as `seen`; False: somebody was faster."""
-        k = self.keys
-        args = [key, seen.state, seen.generation, change.to, generation_after(seen, change.to), change.why, k.news]
-        return bool(self.scripts.run("transition-3", [k.breaker(key), k.window(key), k.counters], args))
+    def transition(self, key: str, seen: Breaker, change: Transition, now: float) -> bool:
+        """Moves a breaker that still is as `seen`; False: somebody was faster. `now`: Redis' time, about."""
+        after = moved(seen, change, now)
+        opens = after.state == "open" and seen.state != "half-open"
+        return self._change(key, seen, after, counter="openings" if opens else "")
+
+    def begin_probe(self, key: str, seen: Breaker, lease_s: float, now: float) -> Breaker | None:
+        """Takes leave to probe a breaker that still is as `seen`, and half-opens an open one; None: somebody was faster.
+
+        Its number (`fence`) keeps a prober that stalled for longer than the lease from saying anything.
+        """
+        after = moved(seen, Transition(to="half-open", why=seen.why), now) if seen.is_down else seen
+        after = replace(after, fence=seen.fence + 1, probing_until=now + lease_s)
+        if not self._change(key, seen, after, offsets={"probing_until": lease_s}, counter="probings"):
+            return None
+        return after
+
+    def end_probe(self, key: str, fence: int) -> None:
+        """Gives the leave to probe back, if it is still this one."""
+        seen = self.read([key])[key]
+        if seen.fence == fence:
+            self._change(key, seen, replace(seen, probing_until=0.0))
+
+    def force(self, key: str, state: str, for_s: float, who: str, why: str) -> Breaker:
+        """Sets an operator's word over what is computed."""
+        until_ms = int(self.client.time()[0] * 1000 + for_s * 1000)
+        said = {"forced": state, "forced_until_ms": until_ms, "forced_who": who, "forced_why": why}
+        self.client.hset(self.keys.breaker(key), mapping=said)
+        self.client.sadd(self.keys.breakers, key)
+        self.client.publish(self.keys.news, key)
+        return self.read([key])[key]
+
+    def unforce(self, key: str) -> bool:
+        """Takes an operator's word back; False: there was none."""
+        gone = self.client.hdel(self.keys.breaker(key), "forced", "forced_until_ms", "forced_who", "forced_why")
+        self.client.publish(self.keys.news, key)
+        return bool(gone)
 
     def listen(self) -> Any:
         """A subscription to the news of this namespace: one message for each breaker that changed."""
@@ -91,3 +173,41 @@ class Breakers:
                 pipe.hgetall(self.keys.breaker(key))
             rows = pipe.execute()
         return {key: breaker_of({text(a): text(b) for a, b in row.items()}) for key, row in zip(keys, rows, strict=True)}
+
+    def latencies(self, key: str) -> dict[str, int]:
+        """First tokens so far, by bucket."""
+        return {text(bucket): int(n) for bucket, n in self.client.hgetall(self.keys.latencies(key)).items()}
+
+    def note_credential(self, route: str, digest: str, now: float) -> None:
+        """Notes that a route's credential works."""
+        self.client.hset(self.keys.credentials, f"{route} {digest}", int(now))
+
+    def credentials(self, route: str) -> dict[str, float]:
+        """When each credential of a route last worked, by digest."""
+        rows = {text(name): float(at) for name, at in self.client.hgetall(self.keys.credentials).items()}
+        return {name.removeprefix(f"{route} "): at for name, at in rows.items() if name.startswith(f"{route} ")}
+
+    def _change(
+        self, key: str, seen: Breaker, after: Breaker, *, offsets: Mapping[str, float] | None = None, counter: str = ""
+    ) -> bool:
+        """Writes what differs. An instant that moved is now, by Redis' clock, unless it was cleared or has an offset."""
+        instants: list[Any] = []
+        others: list[Any] = []
+        for name in INSTANTS:
+            value = getattr(after, name)
+            if value == getattr(seen, name):
+                continue
+            if offsets is not None and name in offsets:
+                instants += [instant_field(name), int(offsets[name] * 1000)]
+            elif value == 0 or name == "probe_at":
+                others += [instant_field(name), int(value * 1000)]
+            else:
+                instants += [instant_field(name), 0]
+        for name in ("state", *NUMBERS, "parked", "credential", "why"):
+            if getattr(after, name) != getattr(seen, name):
+                others += [name, getattr(after, name)]
+        if after.began_at != seen.began_at:
+            others += [item for name in (*CHARTS, *COUNTS) for item in (name, 0)]
+        args = [key, seen.state, seen.generation, seen.era, seen.fence, counter, self.keys.news, len(instants) // 2]
+        keys = [self.keys.breaker(key), self.keys.failing(key), self.keys.counters]
+        return bool(self.scripts.run("transition-3", keys, [*args, *instants, *others]))

@@ -30,8 +30,11 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | `workers` | hash | worker → JSON: host, pid, since, queues, version, schema | until dead |
 | `strangers` | hash | worker without tideover that has fetched jobs → JSON: first and last seen | 1 h |
 | `breakers` | set | keys of all breakers that ever saw a call | for ever |
-| `breaker:<key>` | hash | state, generation... of a breaker | for ever |
-| `window:<key>` | hash | second and outcome → calls | window + 60 s |
+| `breaker:<key>` | hash | state, generation, charts... of a breaker | for ever |
+| `reporters:<key>` | zset | process → unix ms of its latest report on a breaker | 2 min |
+| `failing:<key>` | zset | the same of those whose latest call failed | 2 min |
+| `latencies:<key>` | hash | bucket → first tokens of a route and model that took so long | for ever |
+| `credentials` | hash | route and digest of a credential → unix time when it last worked | for ever |
 | `bucket:<key>` | hash | release tokens | 1 h |
 | `<queue>:held` | zset | held jobs as group id, order and Redis id, all of score 0 (see `facts.py`) | while not empty |
 | `<queue>:facts` | hash | Redis id of a held job → packed facts | until released |
@@ -55,6 +58,8 @@ SCHEMA = 1
 processes of this number and of the one before share a Redis, so while the lower one is stored its shape is written."""
 
 NAMESPACES = "tideover:namespaces"
+BYPASS = "bypass"
+"""The news that an operator switched tideover off or on; all other news are names of breakers."""
 
 WAIT_KEY_JOIN = "|"
 
@@ -177,8 +182,18 @@ class Keys:
     def breaker(self, key: str) -> str:
         return self.own(f"breaker:{key}")
 
-    def window(self, key: str) -> str:
-        return self.own(f"window:{key}")
+    def reporters(self, key: str) -> str:
+        return self.own(f"reporters:{key}")
+
+    def failing(self, key: str) -> str:
+        return self.own(f"failing:{key}")
+
+    def latencies(self, key: str) -> str:
+        return self.own(f"latencies:{key}")
+
+    @property
+    def credentials(self) -> str:
+        return self.own("credentials")
 
     def bucket(self, key: str) -> str:
         return self.own(f"bucket:{key}")

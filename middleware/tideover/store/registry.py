@@ -9,7 +9,7 @@ from typing import Any
 
 from tideover.errors import ConfigurationError
 from tideover.store.client import Client, text
-from tideover.store.keys import DELAYED_SUFFIX, NAMESPACES, SCHEMA, Keys
+from tideover.store.keys import BYPASS, DELAYED_SUFFIX, NAMESPACES, SCHEMA, Keys
 from tideover.store.scripts import Scripts
 
 STRANGERS_S = 3600
@@ -141,11 +141,11 @@ class Registry:
 
     def set_bypass(self, facts: Mapping[str, Any], for_s: float | None) -> None:
         self.client.set(self.keys.bypass, json.dumps(facts), px=None if for_s is None else int(for_s * 1000))
-        self.client.publish(self.keys.news, "bypass")
+        self.client.publish(self.keys.news, BYPASS)
 
     def clear_bypass(self) -> bool:
         gone = bool(self.client.delete(self.keys.bypass))
-        self.client.publish(self.keys.news, "bypass")
+        self.client.publish(self.keys.news, BYPASS)
         return gone
 
     def _read(self, key: str) -> dict[str, dict[str, Any]]:

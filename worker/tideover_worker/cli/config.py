@@ -23,7 +23,7 @@ def config() -> None:
 Examples:
   tideover config show                          every setting, its value and where it was written
   tideover config show | grep -v 'default$'     only what somebody set
-  tideover config show --json | jq '."breaker.window_s"'
+  tideover config show --json | jq '."breaker.settle_s"'
 """
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: key, then value and origin.")

@@ -21,6 +21,9 @@ LOOKS = {
     "unexplained": ("▲", "yellow"),
     "review": ("▲", "yellow"),
     "draining": ("▲", "yellow"),
+    "parked": ("✖", "red"),
+    "apart": ("▲", "yellow"),
+    "suspect": ("▲", "yellow"),
     "throttled": ("▲", "yellow"),
     "recovering": ("▲", "yellow"),
     "stranded": ("✖", "red"),
@@ -28,7 +31,13 @@ LOOKS = {
     "bypassed": ("⚑", "magenta"),
     "lost": ("✖", "bold red"),
 }
-STATES = {"closed": ("✔", "green"), "recovering": ("▲", "yellow"), "half-open": ("◐", "red"), "open": ("✖", "red")}
+STATES = {
+    "closed": ("✔", "green"),
+    "suspect": ("▲", "yellow"),
+    "recovering": ("▲", "yellow"),
+    "half-open": ("◐", "red"),
+    "open": ("✖", "red"),
+}
 
 
 def of_status(found: Status) -> Iterator[RenderableType]:
@@ -95,7 +104,8 @@ def breakers(standing: Standing) -> Table:
         symbol, style = STATES[breaker.state]
         since = "" if breaker.since_at is None else ago(standing, breaker.since_at)
         why = Text("" if breaker.state == "closed" else breaker.why)
-        state = Text(f"{symbol} {breaker.state}", style)
+        forced = "" if breaker.forced is None else f", forced (computed {breaker.computed})"
+        state = Text(f"{symbol} {breaker.state}{forced}", style)
         table.add_row(Text(breaker.key), state, since, why, expected(standing, breaker))
     seen = {breaker.key.partition("/")[0] for breaker in standing.breakers}
     for route in standing.routes:

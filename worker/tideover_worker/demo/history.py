@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The states that breakers went through in a run, and what follows from them at any instant."""
+"""The states that breakers went through in a run, each with its route's, and what follows from them at any instant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from tideover.core.breaker import Breaker, State
+from tideover.core.breaker import CLOSED, Breaker, State, together
+from tideover.core.route import above, is_task_key
 from tideover.store.breakers import Breakers
 from tideover.store.client import FAILED
 
@@ -93,8 +94,10 @@ class Historian:
             self._look()
 
     def _look(self) -> None:
-        for key, breaker in self.breakers.read(self.breakers.keys_known()).items():
-            self.history.see(key, breaker)
+        known = self.breakers.read(self.breakers.keys_known())
+        for key, breaker in known.items():
+            if key != above(key) and not is_task_key(key):
+                self.history.see(key, together(breaker, known.get(above(key), CLOSED), breaker.since))
 
     def _follow(self) -> None:
         news: Any = self.breakers.listen()

@@ -27,6 +27,7 @@ WIDEST = 110
 WHY_LETTERS = 44
 LOOKS: dict[State, tuple[str, str]] = {
     "closed": ("●", "green"),
+    "suspect": ("◑", "yellow"),
     "open": ("✖", "bold red"),
     "half-open": ("◐", "yellow"),
     "recovering": ("◔", "cyan"),
@@ -166,8 +167,10 @@ def said_of(move: Move) -> str:
             return "is being probed"
         case "recovering":
             return "recovering: the drain begins"
+        case "suspect":
+            return "suspect: what can wait waits"
         case "closed":
-            return "closed"
+            return "calm again" if move.was == "suspect" else "closed"
 
 
 def short(why: str) -> str:

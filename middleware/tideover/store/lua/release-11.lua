@@ -1,20 +1,26 @@
 -- Releases held jobs in the order given, each with a permit: ids go back to their queue, the bodies never left.
 -- KEYS: held (zset), facts (hash), groups (hash), counts (hash), queue (list), marks (hash), msgs (hash), counters (hash),
---       breaker (hash), bucket (hash)
--- ARGV: permit, generation ('' any), rate (jobs/s; '' all at once, to the head of the queue), burst (jobs), longest queue to
---       leave (jobs), then the members to release
+--       breaker (hash), the breaker of its route (hash), bucket (hash)
+-- ARGV: permit, generation of both breakers added up ('' any), rate (jobs/s; '' all at once, to the head of the queue), burst
+--       (jobs), longest queue to leave (jobs), then the members to release
 -- Returns how many members it looked at, and the facts (length of the id, id, as packed) of those it released.
 -- Atomic: token, permit and move are one step, so any number of processes may call it. A breaker that moved on releases
 -- nothing. Idempotent: ZREM is the fence.
-if ARGV[2] ~= '' then
-  local b = redis.call('hmget', KEYS[9], 'state', 'generation')
-  if (b[2] or '0') ~= ARGV[2] or b[1] == 'open' or b[1] == 'half-open' then return {0} end
-end
 local t = redis.call('time')
 local now = t[1] + t[2] / 1000000
+if ARGV[2] ~= '' then
+  local generation, fields = 0, {'state', 'generation', 'forced', 'forced_until_ms'}
+  for _, b in ipairs({redis.call('hmget', KEYS[9], unpack(fields)), redis.call('hmget', KEYS[10], unpack(fields))}) do
+    local state = b[1]
+    if b[3] and now * 1000 < tonumber(b[4] or '0') then state = b[3] end
+    if state == 'open' or state == 'half-open' then return {0} end
+    generation = generation + tonumber(b[2] or '0')
+  end
+  if string.format('%d', generation) ~= ARGV[2] then return {0} end
+end
 local at_once, n, tokens = ARGV[3] == '', #ARGV - 5, 0
 if not at_once then
-  local bucket = redis.call('hmget', KEYS[10], 'tokens', 'at')
+  local bucket = redis.call('hmget', KEYS[11], 'tokens', 'at')
   tokens = tonumber(bucket[1] or '1') + math.max(0, now - tonumber(bucket[2] or now)) * tonumber(ARGV[3])
   tokens = math.min(tokens, tonumber(ARGV[4]))
   n = math.min(math.floor(tokens), tonumber(ARGV[5]) - redis.call('llen', KEYS[5]))
@@ -66,7 +72,7 @@ elseif #go > 0 then
 end
 redis.call('hincrby', KEYS[8], 'releases', #out)
 if not at_once then
-  redis.call('hset', KEYS[10], 'tokens', tostring(tokens - #out), 'at', string.format('%.6f', now))
-  redis.call('expire', KEYS[10], 3600)
+  redis.call('hset', KEYS[11], 'tokens', tostring(tokens - #out), 'at', string.format('%.6f', now))
+  redis.call('expire', KEYS[11], 3600)
 end
 return {seen, unpack(out)}

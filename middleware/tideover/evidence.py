@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this process's calls say of their routes: noted without I/O while they are under way, gathered by one thread."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from tideover import clock
+from tideover.core.detector import Evidence, Run
+from tideover.core.latency import bucket_of
+from tideover.core.outcome import OK, Outcome
+
+MOST_QUEUED = 10_000
+"""Ended calls that wait to be sent; of a flood only the latest are kept."""
+MOST_KEYS = 1000
+"""Breakers that one process reports on: more are model names made up at run time."""
+MOST_JOBS = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One call under way. `counted`: it was overdue, and counts as failed until it turns out well."""
+
+    route: str
+    key: str
+    job_id: str
+    streams: bool
+    eras: tuple[int, int]
+    """Of the breakers of its model and of its route."""
+    began: float = field(default_factory=clock.monotonic)
+    first_s: float | None = None
+    counted: bool = False
+
+
+@dataclass(slots=True)
+class Pending:
+    """Evidence of one era of one breaker, in its order."""
+
+    runs: list[Run] = field(default_factory=list)
+    learned: int = 0
+    """How many of the runs this process's own charts have taken in."""
+    latencies: Counter[str] = field(default_factory=Counter)
+    why: str = ""
+
+    def add(self, kind: Evidence, n: int = 1) -> None:
+        if len(self.runs) > self.learned and self.runs[-1][0] == kind:
+            self.runs[-1] = (kind, self.runs[-1][1] + n)
+        else:
+            self.runs.append((kind, n))
+
+
+class Flights:
+    """The calls of this process that are under way, and those that ended since last time."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, Flight] = {}
+        """In the order in which they began."""
+        self._jobs: deque[tuple[str, int, str, bool]] = deque(maxlen=MOST_QUEUED)
+        self._ended: deque[tuple[Flight, Outcome]] = deque(maxlen=MOST_QUEUED)
+
+    def begin(self, flight: Flight) -> Flight:
+        self._open[id(flight)] = flight
+        return flight
+
+    def first_token(self, flight: Flight) -> None:
+        """A stream has begun to answer: it counts as a success until it breaks."""
+        flight.first_s = clock.monotonic() - flight.began
+        self._open.pop(id(flight), None)
+        self._ended.append((flight, OK))
+
+    def end(self, flight: Flight, outcome: Outcome) -> None:
+        if outcome.kind == "ok" and flight.first_s is not None:
+            return
+        if self._open.pop(id(flight), None) is not None:
+            flight.first_s = clock.monotonic() - flight.began if outcome.kind == "ok" else None
+        self._ended.append((flight, outcome))
+
+    def forget(self, flight: Flight) -> None:
+        """A call that was given up says nothing, unless it is overdue already."""
+        self._open.pop(id(flight), None)
+
+    def note_job(self, key: str, era: int, job_id: str, *, refused: bool) -> None:
+        """How a job went, for the breaker of its task."""
+        self._jobs.append((key, era, job_id, refused))
+
+    def jobs(self) -> Iterator[tuple[str, int, str, bool]]:
+        while self._jobs:
+            yield self._jobs.popleft()
+
+    def ended(self) -> Iterator[tuple[Flight, Outcome]]:
+        while self._ended:
+            yield self._ended.popleft()
+
+    def overdue(self, limit_s: Callable[[str, bool], float], least_s: float) -> Iterator[Flight]:
+        """Calls that should have answered by now, each once. `limit_s`: of a breaker's streams (or plain calls)."""
+        now = clock.monotonic()
+        for flight in list(self._open.values()):
+            if now - flight.began < least_s:
+                return
+            if not flight.counted and now - flight.began >= limit_s(flight.key, flight.streams):
+                flight.counted = True
+                yield flight
+
+
+class Gathered(defaultdict[tuple[str, int], Pending]):
+    """Evidence by breaker and era. Distinct jobs count: one that fails ten times in an era is one failure."""
+
+    def __init__(self, failed_jobs: dict[str, tuple[int, set[str]]]) -> None:
+        super().__init__(Pending)
+        self.failed_jobs = failed_jobs
+
+    def succeeded(self, key: str, era: int) -> None:
+        self[key, era].add("ok")
+
+    def failed(self, key: str, era: int, job_id: str, why: str) -> bool:
+        """Counts a failure; False: one of its job counts already."""
+        known, jobs = self.failed_jobs.get(key, (-1, set[str]()))
+        if known != era or len(jobs) > MOST_JOBS:
+            known, jobs = era, set()
+        if key not in self.failed_jobs and len(self.failed_jobs) >= MOST_KEYS:
+            return False
+        self.failed_jobs[key] = (known, jobs)
+        if job_id in jobs:
+            return False
+        jobs.add(job_id)
+        self[key, era].add("failed")
+        self[key, era].why = why
+        return True
+
+    def taken_back(self, key: str, era: int, job_id: str) -> None:
+        _, jobs = self.failed_jobs.get(key, (-1, set[str]()))
+        jobs.discard(job_id)
+        self[key, era].add("back")
+
+    def took(self, flight: Flight) -> None:
+        """Notes how long a first token took."""
+        if flight.first_s is not None:
+            self[flight.key, flight.eras[0]].latencies[bucket_of(flight.first_s, streams=flight.streams)] += 1
