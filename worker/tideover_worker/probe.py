@@ -10,7 +10,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 from uuid import uuid4
 
 from tideover import clock, events
@@ -24,7 +26,7 @@ from tideover.store.client import FAILED
 EVERY_S = 0.1
 AT_ONCE = 4
 GAP_S = 0.5
-"""Between the probes of a burst."""
+"""Between the probes of a burst, whether or not those before were answered: first tokens may take seconds."""
 LEASE_S = 30.0
 """How long one process may take for a burst; its probes end before."""
 PASS_ON_S = 1.0
@@ -42,6 +44,7 @@ class Prober:
     def __init__(self, health: Health) -> None:
         self.health = health
         self._pool = ThreadPoolExecutor(AT_ONCE, "tideover-probe")
+        self._askers = ThreadPoolExecutor(AT_ONCE * 2, "tideover-ask")
         self._running: dict[str, Future[None]] = {}
         self._not_before: dict[str, float] = {}
         self._made: dict[str, deque[float]] = {}
@@ -65,6 +68,7 @@ class Prober:
         """Waits for probes under way: each has its timeout."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
+        self._askers.shutdown(cancel_futures=True)
 
     def _may_ask(self, key: str) -> bool:
         """Whether it names a route of ours that may be probed, and has probes left for this hour."""
@@ -148,14 +152,19 @@ class Prober:
 
     def _burst(self, key: str) -> tuple[bool | None, Outcome]:
         """Probes until they say that the route is back, or that it is not (None: there was no time); and the last answer."""
-        weight, outcome = 0.0, OK
-        for nth in range(MOST_AT_ONCE):
-            outcome = self._ask(key, knocks=nth == 0)
-            weight = weigh(weight, answered=outcome.answered)
-            says = burst_says(weight)
-            if says is not None:
+        outcome = self._ask(key, knocks=True)
+        weight = weigh(0.0, answered=outcome.answered)
+        answers: SimpleQueue[Outcome] = SimpleQueue()
+        for _ in range(MOST_AT_ONCE):
+            if (says := burst_says(weight)) is not None:
                 return says, outcome
-            if self._stop.wait(GAP_S):
+            self._askers.submit(lambda: answers.put(self._ask(key, knocks=False)))
+            next_at = clock.monotonic() + GAP_S
+            while burst_says(weight) is None and (left_s := next_at - clock.monotonic()) > 0:
+                with suppress(Empty):
+                    outcome = answers.get(timeout=left_s)
+                    weight = weigh(weight, answered=outcome.answered)
+            if self._stop.is_set():
                 return None, outcome
         return False, outcome
 
