@@ -33,7 +33,7 @@ from tideover.core.policy import BreakerPolicy
 
 TICK_S = 0.05
 """How often a process sends its evidence."""
-GAP_S = 0.5
+GAP_S, FIRST_GAP_S = 0.5, 2.0
 CLIENT_TIMEOUT_S = 60.0
 WARM_S = 60.0
 """Healthy traffic before an onset at 0."""
@@ -282,22 +282,22 @@ class Recovery:
 
 
 def burst(outage: Outage, luck: random.Random, at: float) -> tuple[bool, float, int]:
-    """A first probe, and once it is answered one after each `GAP_S`, whether or not those before were; what they say, when."""
+    """A first probe, and once one is answered another after each `GAP_S`, whether or not those before were; what they say."""
 
     def asked(began: float) -> tuple[float, bool]:
         failed = luck.random() < outage.share_at(began)
         return began + (lognormal(luck, 0.6, 0.7) if failed else lognormal(luck, 0.9, 0.6)), failed
 
-    now, failed = asked(at)
-    weight, made = weigh(0.0, answered=not failed), 1
+    now, next_at, weight, made = at, at, 0.0, 0
     under_way: list[tuple[float, bool]] = []
-    next_at = now
     while (says := burst_says(weight)) is None:
         if not under_way or next_at <= under_way[0][0]:
             heappush(under_way, asked(next_at))
-            now, next_at, made = next_at, next_at + GAP_S, made + 1
+            now, made = next_at, made + 1
+            next_at += GAP_S if weight else FIRST_GAP_S
         else:
             now, failed = heappop(under_way)
+            next_at = min(next_at, now + GAP_S) if weight == 0.0 else next_at
             weight = weigh(weight, answered=not failed)
     return says, now, made
 

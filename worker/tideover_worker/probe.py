@@ -27,6 +27,8 @@ EVERY_S = 0.1
 AT_ONCE = 4
 GAP_S = 0.5
 """Between the probes of a burst, whether or not those before were answered: first tokens may take seconds."""
+FIRST_GAP_S = 2.0
+"""The same before any of them was answered."""
 LEASE_S = 30.0
 """How long one process may take for a burst; its probes end before."""
 PASS_ON_S = 1.0
@@ -152,17 +154,17 @@ class Prober:
 
     def _burst(self, key: str) -> tuple[bool | None, Outcome]:
         """Probes until they say that the route is back, or that it is not (None: there was no time); and the last answer."""
-        outcome = self._ask(key, knocks=True)
-        weight = weigh(0.0, answered=outcome.answered)
+        weight, outcome = 0.0, OK
         answers: SimpleQueue[Outcome] = SimpleQueue()
-        for _ in range(MOST_AT_ONCE):
+        for nth in range(MOST_AT_ONCE):
             if (says := burst_says(weight)) is not None:
                 return says, outcome
-            self._askers.submit(lambda: answers.put(self._ask(key, knocks=False)))
-            next_at = clock.monotonic() + GAP_S
+            self._askers.submit(lambda knocks: answers.put(self._ask(key, knocks=knocks)), nth == 0)
+            next_at = clock.monotonic() + (GAP_S if weight else FIRST_GAP_S)
             while burst_says(weight) is None and (left_s := next_at - clock.monotonic()) > 0:
                 with suppress(Empty):
                     outcome = answers.get(timeout=left_s)
+                    next_at = min(next_at, clock.monotonic() + GAP_S) if weight == 0.0 else next_at
                     weight = weigh(weight, answered=outcome.answered)
             if self._stop.is_set():
                 return None, outcome

@@ -51,6 +51,8 @@ BUSY_PER_S = 2.0
 LONG_S = 3600.0
 """An outage of so long is asked half as often."""
 PROBE_GROWTH, PROBE_JITTER = 1.15, 0.25
+EARLY_PROBES = 3
+"""So many probes follow each other at the first pause: one outage in ten is over within a minute."""
 
 MASS = 10
 """Distinct jobs of a task that must be refused before the others wait."""
@@ -232,7 +234,7 @@ def probe_wait_s(breaker: Breaker, now: float, policy: BreakerPolicy) -> float:
     (True, True)
     """
     most = policy.probe_max_s * (2 if now - breaker.opened_at > LONG_S else 1)
-    wait_s = min(most, policy.probe_after_s * PROBE_GROWTH ** min(breaker.probes_failed, 100))
+    wait_s = min(most, policy.probe_after_s * PROBE_GROWTH ** min(max(0, breaker.probes_failed - EARLY_PROBES), 100))
     luck = crc32(f"{breaker.generation} {breaker.probes_failed} {breaker.opened_at:.3f}".encode()) / 2**32
     return float(wait_s * (1 - PROBE_JITTER + 2 * PROBE_JITTER * luck))
 
