@@ -153,6 +153,10 @@ def process_stepped_apart(key: str, why: str) -> None:
     log().error("process_stepped_apart", breaker=key, why=why, remedy="see to this machine's network and credentials")
 
 
+def status_page_unreadable(url: str, why: str) -> None:
+    log().info("status_page_unreadable", url=url, why=why)
+
+
 def process_rejoined(key: str) -> None:
     log().warning("process_rejoined", breaker=key)
 

@@ -35,10 +35,12 @@ class RouteSettings(BaseModel):
     max_in_flight: Annotated[int | None, Ge(1), Le(100_000)] = None
     """Calls at once, per process; None = no limit."""
     timeout_s: Annotated[float, Ge(0.1), Le(3600)] = 60.0
+    status_page: str | None = None
+    """Its provider's status page (`https://status.claude.com`), asked while the route is in trouble, and never to decide."""
     probe: bool = True
     """Whether one-token calls may ask it if it is back. Without them, a few held jobs try it after each pause."""
 
-    @field_validator("base_url")
+    @field_validator("base_url", "status_page")
     @classmethod
     def check_base_url(cls, url: str | None) -> str | None:
         if url is None:

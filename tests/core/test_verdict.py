@@ -73,6 +73,7 @@ def breaker(key: str, state: State, since_s: float = 180, quiet_s: float | None 
         usual_failure_rate=0.02,
         calls_per_s=0.0,
         would_close="",
+        page=None,
         generation=1,
         since_at=NOW - since_s,
         opened_at=NOW - since_s,

@@ -556,7 +556,7 @@ class TestSchedule:
     def test_fault_names(self) -> None:
         """A fault goes by its value, its status code or its class in the profiles."""
         assert [fault_named(name) for name in ("hang", "timeout", "529", "429_false", "stream_abort")] == [
-            Fault.HANG, Fault.HANG, Fault.OVERLOADED, Fault.RATE_LIMITED, Fault.STREAM_CUT,
+            Fault.HANG, Fault.HANG, Fault.OVERLOADED, Fault.FALSE_LIMITED, Fault.STREAM_CUT,
         ]  # fmt: skip
 
 

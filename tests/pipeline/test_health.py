@@ -217,6 +217,14 @@ def test_a_model_that_the_route_never_knew_is_parked_alone(shop: Shop) -> None:
 # throttling
 
 
+def test_throttling_with_most_of_the_limit_left_is_an_outage(shop: Shop) -> None:
+    """On 2 June 2026 a provider refused calls as too many that were not; such refusals open the breaker."""
+    shop.work()
+    shop.primary.fail(Fault.FALSE_LIMITED, retry_after_s=0.5)
+    assert ["openai"] * 8 == [shop.result(job) for job in shop.send(shop.reply, 8, "r")]
+    shop.until(lambda: breaker(shop, key_of(shop)).is_down, "it is open")
+
+
 def test_our_own_throttling_opens_nothing(shop: Shop) -> None:
     """A 429 slows the pace; the calls of jobs that may go elsewhere do."""
     shop.work()

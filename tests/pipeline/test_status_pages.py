@@ -20,6 +20,7 @@ from tideover_worker.status_pages import AT_ONCE, KEPT_S, MOST_FAILURES, Page, S
 
 if TYPE_CHECKING:
     from tests.conftest import WaitUntil
+    from tests.pipeline.conftest import Shop
 
 WITHIN_S = 30.0
 SOON_S = 0.3
@@ -392,3 +393,22 @@ def test_a_turn_need_not_wait(site: Site, pages: StatusPages, wait_until: WaitUn
     assert [{"anthropic": None}] * 2 == [pages.turn(routes, wait_s=0) for _ in range(2)]
     released.set()
     wait_until(lambda: pages.turn(routes, wait_s=0)["anthropic"], within_s=WITHIN_S, description="the answer was taken")
+
+
+def test_a_page_explains_a_breaker_and_has_it_asked_more_often(shop: Shop, site: Site) -> None:
+    """It is asked only while the route is in trouble; what it says stands beside the evidence, and goes with the trouble."""
+    key = f"anthropic/{MODEL}"
+    incident = {**OPUS, "status": "monitoring", "shortlink": "https://stspg.io/9zq1"}
+    site.says(STATUSPAGE, {**LISTED, "incidents": [incident]})
+    shop.configure(primary_options=f'status_page = "{site.url}"', probe_after_s=60, probe_max_s=60)
+    shop.work()
+    shop.result(shop.summary.send("first"))
+    assert Counter() == site.asked
+    shop.open_breaker()
+    shop.until(lambda: shop.breakers.read([key])[key].page is not None, "it is noted")
+    page = shop.breakers.read([key])[key].page
+    assert page is not None
+    assert (True, 2.0) == (TITLE in page.said, page.probe_every_s)
+    shop.heal()
+    shop.until(lambda: shop.breaker().state == "closed", "asked every two seconds, it closes long before its own pause is over")
+    shop.until(lambda: shop.breakers.read([key])[key].page is None, "nothing is said of it any more")

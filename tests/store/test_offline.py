@@ -79,6 +79,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Breakers.end_probe": lambda port: port.end_probe("a/m", 1),
     "Breakers.force": lambda port: port.force("a/m", "open", 1.0, "me", "why"),
     "Breakers.unforce": lambda port: port.unforce("a/m"),
+    "Breakers.note_page": lambda port: port.note_page("a/m", None),
     "Breakers.latencies": lambda port: port.latencies("a/m"),
     "Breakers.note_credential": lambda port: port.note_credential("a", "digest", 1.0),
     "Breakers.credentials": lambda port: port.credentials("a"),

@@ -34,7 +34,7 @@ from tideover.store.registry import Registry
 from tideover.store.stories import Stories
 from tideover.stub import MemoryBroker
 from tideover.task import AITask
-from tideover_worker import drain, housekeeping, probe, run
+from tideover_worker import drain, housekeeping, probe, run, status_pages
 from tideover_worker.chore import Chore, Lease
 from tideover_worker.probe import Prober
 from tideover_worker.strangers import Watch
@@ -110,6 +110,12 @@ def chores_of(
     return (
         Chore("drain", drain.EVERY_S, drain.Drain(gate, registry).turn, Lease(client, lease("drain"), LEASE_S)),
         Chore("probe", probe.EVERY_S, prober.turn),
+        Chore(
+            "status-pages",
+            status_pages.TURN_S,
+            status_pages.Corroboration(gate.health).turn,
+            Lease(client, lease("pages"), LEASE_S),
+        ),
         Chore("heartbeat", min(housekeeping.EVERY_S, timeout_s / 4), beat),
         Chore("housekeeping", housekeeping.EVERY_S, turn, Lease(client, lease("housekeeping"), LEASE_S)),
     )

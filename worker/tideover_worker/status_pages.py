@@ -8,13 +8,17 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tideover import clock
-from tideover.core.status_page import DEADLINE_S, Effect, Incident, effect, foremost
+from tideover import clock, events
+from tideover.core.breaker import Page as Said
+from tideover.core.route import split_key
+from tideover.core.status_page import DEADLINE_S, Effect, Incident, effect, foremost, sentence
+from tideover.health import Health
 
 if TYPE_CHECKING:
     from tideover.providers.status_pages import Reading
 
 EVERY_S = 60.0
+TURN_S = 1.0
 AT_ONCE = 4
 
 MOST_FAILURES = 3
@@ -155,3 +159,52 @@ def read(page: Page, deadline_s: float) -> Reading:
 
     page.begun_at = clock.monotonic()
     return read_page(page.url, address=page.address, deadline_s=deadline_s)
+
+
+class Corroboration:
+    """Notes at the breakers in trouble what their providers' pages say: to explain, and for the little that this may change."""
+
+    def __init__(self, health: Health) -> None:
+        self.health = health
+        self.pages = StatusPages(events.status_page_unreadable)
+        self._noted: dict[str, Said | None] = {}
+
+    def turn(self) -> None:
+        settings, views = self.health.settings, self.health.views
+        troubled = [key for key, view in views.items() if view.state != "closed" and split_key(key)[0] in settings.routes]
+        urls = {name: url for name in map(route_of, troubled) if (url := settings.routes[name].status_page) is not None}
+        if not urls and not self._noted:
+            return
+        self.pages.turn(urls, wait_s=0)
+        for key in troubled if urls else ():
+            self._note(key, self._said(key))
+        for key in [key for key in self._noted if key not in troubled]:
+            self._note(key, None)
+            del self._noted[key]
+
+    def _said(self, key: str) -> Said | None:
+        route, model = split_key(key)
+        name = self.health.settings.routes[route].model(model) or model
+        incident = self.pages.about(route, name)
+        if incident is None:
+            return None
+        change = self.pages.effect(route, name)
+        until = clock.now() + KEPT_S
+        return Said(said=sentence(incident, clock.now()), until=until, shift=change.shift, probe_every_s=change.probe_every_s)
+
+    def _note(self, key: str, said: Said | None) -> None:
+        """Writes what is new, and again before it grows old."""
+        before = self._noted.get(key)
+        stale = before is not None and said is not None and said.until - before.until > EVERY_S
+        same = (
+            before == said
+            if before is None or said is None
+            else (before.shift, before.probe_every_s) == (said.shift, said.probe_every_s)
+        )
+        if stale or not same:
+            self.health.breakers.note_page(key, said)
+            self._noted[key] = said
+
+
+def route_of(key: str) -> str:
+    return split_key(key)[0]

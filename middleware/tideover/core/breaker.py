@@ -75,6 +75,16 @@ class Forced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What the provider's status page says of it, until when that counts, and what it may change (`core.status_page`)."""
+
+    said: str
+    until: float
+    shift: float = 0.0
+    probe_every_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
     """What all processes know of one route and model. Instants are unix time, 0: never.
 
@@ -103,6 +113,7 @@ class Breaker:
     parked: Parked = ""
     credential: str = ""
     why: str = ""
+    page: Page | None = None
     forced: Forced | None = None
     charts: Charts = field(default_factory=Charts)
     base: Base = field(default_factory=Base)
@@ -179,9 +190,10 @@ def anew(breaker: Breaker, now: float) -> Breaker:
 
 
 def threshold(breaker: Breaker, now: float) -> float:
-    """Where a chart must stand for it to open: for one that flaps, half of what it is otherwise."""
+    """Where a chart must stand for it to open: half as high if it flaps, a little lower if a status page agrees."""
     flapping = breaker.flaps > 0 and now - breaker.recovered_at < FLAP_S
-    return breaker.base.threshold / 2 if flapping else breaker.base.threshold
+    h = breaker.base.threshold / 2 if flapping else breaker.base.threshold
+    return h - breaker.page.shift if breaker.page is not None and now < breaker.page.until else h
 
 
 def judge(breaker: Breaker, by: Witnesses, *, now: float, waiting: bool, policy: BreakerPolicy) -> Transition | None:
@@ -235,6 +247,8 @@ def probe_wait_s(breaker: Breaker, now: float, policy: BreakerPolicy) -> float:
     """
     most = policy.probe_max_s * (2 if now - breaker.opened_at > LONG_S else 1)
     wait_s = min(most, policy.probe_after_s * PROBE_GROWTH ** min(max(0, breaker.probes_failed - EARLY_PROBES), 100))
+    if breaker.page is not None and now < breaker.page.until and breaker.page.probe_every_s is not None:
+        wait_s = min(wait_s, breaker.page.probe_every_s)
     luck = crc32(f"{breaker.generation} {breaker.probes_failed} {breaker.opened_at:.3f}".encode()) / 2**32
     return float(wait_s * (1 - PROBE_JITTER + 2 * PROBE_JITTER * luck))
 

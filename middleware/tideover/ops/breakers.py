@@ -34,7 +34,8 @@ class BreakerStatus:
     `state` is in force: the graver of its own and its route's, or what an operator said; `computed` is its own. `since_at`: of
     the computed state; `opened_at`: of the latest opening. `brownout`, `blackout`: where its charts stand, of `threshold`;
     `calls`, `failed`: the evidence in them; `usual_failure_rate`, `calls_per_s`: what was learned of it. `parked`: what must be
-    mended (`auth`, `quota`, `model`, `paused`). `pace`: releases per second. `would_close`: in words.
+    mended (`auth`, `quota`, `model`, `paused`). `pace`: releases per second. `would_close`: in words. `page`: what
+    the provider's status page says.
     """
 
     key: str
@@ -59,6 +60,7 @@ class BreakerStatus:
     calls_per_s: float
     pace: float
     would_close: str
+    page: str | None
 
     @property
     def is_down(self) -> bool:
@@ -105,6 +107,7 @@ def breaker_status(key: str, breaker: Breaker, route: Breaker, settings: Setting
         calls_per_s=round(breaker.base.per_s, 3),
         pace=rate(seen, now=now, policy=settings.drain.policy()),
         would_close=would_close(key, breaker, seen, probe_at, now),
+        page=None if breaker.page is None or now >= breaker.page.until else breaker.page.said,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from tideover.core.breaker import CLOSED, Breaker, Forced, Parked, State, Transition, Witnesses, moved
+from tideover.core.breaker import CLOSED, Breaker, Forced, Page, Parked, State, Transition, Witnesses, moved
 from tideover.core.detector import MEMORY_S, Base, Charts, Run, Steps
 from tideover.store.client import Client, text
 from tideover.store.keys import Keys
@@ -74,6 +74,7 @@ def breaker_of(row: Mapping[str, str]) -> Breaker:
             at=int(row.get("base_ms", 0)) / 1000,
         ),
         forced=forced_in(row),
+        page=page_in(row),
         **known,
     )
 
@@ -86,6 +87,18 @@ def forced_in(row: Mapping[str, str]) -> Forced | None:
         until=int(row.get("forced_until_ms", 0)) / 1000,
         who=row.get("forced_who", ""),
         why=row.get("forced_why", ""),
+    )
+
+
+def page_in(row: Mapping[str, str]) -> Page | None:
+    if "page" not in row:
+        return None
+    every_ms = int(row.get("page_probe_every_ms", 0))
+    return Page(
+        said=row["page"],
+        until=int(row.get("page_until_ms", 0)) / 1000,
+        shift=float(row.get("page_shift", 0)),
+        probe_every_s=every_ms / 1000 if every_ms else None,
     )
 
 
@@ -157,6 +170,17 @@ class Breakers:
         gone = self.client.hdel(self.keys.breaker(key), "forced", "forced_until_ms", "forced_who", "forced_why")
         self.client.publish(self.keys.news, key)
         return bool(gone)
+
+    def note_page(self, key: str, page: Page | None) -> None:
+        """Notes what a status page says of it; None: nothing any more."""
+        names = ("page", "page_until_ms", "page_shift", "page_probe_every_ms")
+        if page is None:
+            self.client.hdel(self.keys.breaker(key), *names)
+        else:
+            every_ms = 0 if page.probe_every_s is None else int(page.probe_every_s * 1000)
+            said = (page.said, int(page.until * 1000), page.shift, every_ms)
+            self.client.hset(self.keys.breaker(key), mapping=dict(zip(names, said, strict=True)))
+        self.client.publish(self.keys.news, key)
 
     def listen(self) -> Any:
         """A subscription to the news of this namespace: one message for each breaker that changed."""

@@ -21,6 +21,8 @@ Dialect = Literal["anthropic", "openai-compatible"]
 DIALECTS: Final[tuple[str, ...]] = get_args(Dialect)
 
 STREAM_PIECES = 8
+REQUESTS_LEFT = 45
+"""Of 50 a minute, when a provider refuses for no reason of ours."""
 OUTPUT_TOKENS = 64
 SAYING = "The tide goes out and it comes back, and what stands on the shore is not lost. "
 MODELS: Final[Mapping[Dialect, tuple[str, ...]]] = {
@@ -78,6 +80,9 @@ ANTHROPIC_PROBLEMS: Final[Mapping[Fault, Problem]] = {
     Fault.RATE_LIMITED: Problem(
         429, "rate_limit_error", "This request would exceed the rate limit for your organization of 50 requests per minute."
     ),
+    Fault.FALSE_LIMITED: Problem(
+        429, "rate_limit_error", "This request would exceed the rate limit for your organization of 50 requests per minute."
+    ),
     Fault.API_ERROR: Problem(500, "api_error", "Internal server error"),
     Fault.BAD_GATEWAY: Problem(502, "api_error", "Bad gateway"),
     Fault.UNAVAILABLE: Problem(503, "api_error", "Service unavailable"),
@@ -106,6 +111,9 @@ OPENAI_PROBLEMS: Final[Mapping[Fault, Problem]] = {
         "model_not_found",
     ),
     Fault.RATE_LIMITED: Problem(
+        429, "requests", "Rate limit reached for {model} on requests per min (RPM).", "rate_limit_exceeded"
+    ),
+    Fault.FALSE_LIMITED: Problem(
         429, "requests", "Rate limit reached for {model} on requests per min (RPM).", "rate_limit_exceeded"
     ),
     Fault.API_ERROR: Problem(500, "server_error", "The server had an error while processing your request. Sorry about that!"),
@@ -145,17 +153,17 @@ def problem_of(dialect: Dialect, fault: Fault) -> Problem:
     return (ANTHROPIC_PROBLEMS if dialect == "anthropic" else OPENAI_PROBLEMS)[fault]
 
 
-def rate_limit_headers(dialect: Dialect, retry_after_s: float, resets_at: str) -> dict[str, str]:
+def rate_limit_headers(dialect: Dialect, retry_after_s: float, resets_at: str, requests_left: int = 0) -> dict[str, str]:
     """What a 429 tells about the limits; `resets_at` is RFC 3339."""
     headers = {"retry-after": f"{retry_after_s:g}"}
     if dialect == "anthropic":
         for kind, limit in (("requests", 50), ("tokens", 50_000), ("input-tokens", 40_000), ("output-tokens", 10_000)):
-            remaining = 0 if kind == "requests" else limit
+            remaining = requests_left if kind == "requests" else limit
             headers[f"anthropic-ratelimit-{kind}-limit"] = str(limit)
             headers[f"anthropic-ratelimit-{kind}-remaining"] = str(remaining)
             headers[f"anthropic-ratelimit-{kind}-reset"] = resets_at
         return headers
-    for kind, limit, remaining in (("requests", 50, 0), ("tokens", 50_000, 50_000)):
+    for kind, limit, remaining in (("requests", 50, requests_left), ("tokens", 50_000, 50_000)):
         headers[f"x-ratelimit-limit-{kind}"] = str(limit)
         headers[f"x-ratelimit-remaining-{kind}"] = str(remaining)
         headers[f"x-ratelimit-reset-{kind}"] = f"{retry_after_s:g}s"

@@ -77,6 +77,7 @@ class Exchange:
                 | Fault.NOT_FOUND
                 | Fault.BAD_REQUEST
                 | Fault.RATE_LIMITED
+                | Fault.FALSE_LIMITED
                 | Fault.QUOTA
             ):
                 await self.send_problem(fault, fault)
@@ -112,10 +113,11 @@ class Exchange:
         """Send the API error `says`; with `status` instead of its own."""
         problem = answers.problem_of(self.ask.dialect, says)
         extra: dict[str, str] = {}
-        if says is Fault.RATE_LIMITED:
+        if says in (Fault.RATE_LIMITED, Fault.FALSE_LIMITED):
             resets_at = datetime.fromtimestamp(clock.now(), UTC) + timedelta(seconds=self.retry_after_s)
             rfc3339 = resets_at.isoformat(timespec="seconds").replace("+00:00", "Z")
-            extra = answers.rate_limit_headers(self.ask.dialect, self.retry_after_s, rfc3339)
+            left = 0 if says is Fault.RATE_LIMITED else answers.REQUESTS_LEFT
+            extra = answers.rate_limit_headers(self.ask.dialect, self.retry_after_s, rfc3339, left)
         body = self.ask.refusal if says is Fault.BAD_REQUEST else None
         if body is None:
             body = answers.problem_body(self.ask.dialect, problem, model=self.ask.model, n=self.ask.n)

@@ -49,7 +49,9 @@ class Fault(StrEnum):
     BAD_REQUEST = "bad_request"
     """400 `invalid_request_error`."""
     RATE_LIMITED = "rate_limited"
-    """429 with retry-after and the rate-limit headers."""
+    """429 with retry-after and the rate-limit headers: nothing is left."""
+    FALSE_LIMITED = "false_limited"
+    """429 although the headers say that most of the limit is left: the provider's fault, as on 2 June 2026 at OpenAI."""
     QUOTA = "quota"
     """402 `billing_error`; on chat completions 429 `insufficient_quota`."""
     HANG = "hang"
@@ -78,7 +80,7 @@ PROFILE_CLASSES: Final[Mapping[str, Fault]] = MappingProxyType(
         "403": Fault.FORBIDDEN,
         "404": Fault.NOT_FOUND,
         "429": Fault.RATE_LIMITED,
-        "429_false": Fault.RATE_LIMITED,
+        "429_false": Fault.FALSE_LIMITED,
         "500": Fault.API_ERROR,
         "502": Fault.BAD_GATEWAY,
         "503": Fault.UNAVAILABLE,
@@ -106,6 +108,10 @@ def fault_named(name: str) -> Fault:
         raise ValueError(f"no fault {name!r}; say one of {', '.join([*Fault, *PROFILE_CLASSES])}") from None
 
 
+FRONT_DOOR = frozenset({Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.EDGE_HTML, Fault.RESET, Fault.OK_HTML})
+"""Faults of what stands before all models: a phase that touches every model fails `GET /v1/models` with them, too."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """A stretch of time in which a provider fails some calls.
@@ -119,6 +125,7 @@ class Phase:
       latency_factor: how many times slower than usual the calls of these models are.
       p_error_end: when given, the share moves linearly from `p_error` to this over the phase.
       retry_after_s: what a 429 asks the client to wait, in seconds.
+      limit_per_s: calls per second beyond which the provider answers with an honest 429; None: no limit.
     """
 
     name: str
@@ -129,6 +136,7 @@ class Phase:
     latency_factor: float = 1.0
     p_error_end: float | None = None
     retry_after_s: float = 2.0
+    limit_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.duration_s > 0:
@@ -217,13 +225,19 @@ class Schedule:
 
 
 def phases_of_profile(
-    path: str | PathLike[str], profile_id: str, *, speed: float = 1.0, model_of: Mapping[str, str] | None = None
+    path: str | PathLike[str],
+    profile_id: str,
+    *,
+    speed: float = 1.0,
+    model_of: Mapping[str, str] | None = None,
+    offered_per_s: float | None = None,
 ) -> tuple[Phase, ...]:
     """The phases of one recorded outage, of a file in the format `tideover-outage-profiles/1`.
 
     `speed` divides the phases' durations and nothing else: latencies and retry-after stay as they are. `model_of` says which
     word of a model's name stands for a model group of the file (`{"opus-new": "opus-4-8"}`); a group that is not in it stands
-    for itself. What the file says about capacity, rate limits and the latency of errors is not played.
+    for itself. `offered_per_s` is the load of which a phase's `rate_limit_fraction` is let in; without it there is no limit.
+    What the file says about hidden capacity and the latency of errors is not played.
 
     Raises ValueError when the file has no such profile.
     """
@@ -241,6 +255,13 @@ def phases_of_profile(
             latency_factor=phase.get("ok_latency_factor", 1.0),
             p_error_end=phase.get("p_error_end"),
             retry_after_s=phase.get("retry_after_s", 2.0),
+            limit_per_s=limit_of(phase, offered_per_s),
         )
         for phase in profiles[profile_id]["phases"]
     )
+
+
+def limit_of(phase: Mapping[str, Any], offered_per_s: float | None) -> float | None:
+    """Calls per second that a recorded phase lets in, of those that are offered."""
+    share = phase.get("rate_limit_fraction")
+    return None if share is None or offered_per_s is None else share * offered_per_s

@@ -9,6 +9,7 @@ import json
 import math
 import random
 import threading
+from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from tideover import clock
 from tideover.testing import answers, control
 from tideover.testing.answers import DIALECTS, Ask, Dialect
 from tideover.testing.exchange import Exchange
-from tideover.testing.faults import Fault, Phase, PhaseNow, Schedule, fault_named
+from tideover.testing.faults import FRONT_DOOR, Fault, Phase, PhaseNow, Schedule, fault_named
 from tideover.testing.latency import Latency, Wait
 from tideover.testing.ledger import CLIENT_GONE, STOPPED, Call, Ledger
 from tideover.testing.wire import ClientGone, Connection, Listener, Request
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
+
+
+LIMIT_WINDOW_S = 5.0
 
 
 class FakeProvider:
@@ -67,7 +71,9 @@ class FakeProvider:
         self.prefix = prefix.rstrip("/")
         self.latency = latency if latency is not None else Latency()
         self.speed = speed
-        self.random = random.Random(seed)
+        self.random, self.random_aside = random.Random(seed), random.Random(seed)
+        self.let_in: deque[float] = deque()
+        """When calls were let in under a limit."""
         self.port = port
         self.ledger = Ledger(name)
         self.schedule = Schedule((), 0.0)
@@ -181,8 +187,18 @@ class FakeProvider:
             await self.infer(connection, request, "anthropic")
         elif request.method == "POST" and path.endswith("/chat/completions"):
             await self.infer(connection, request, "openai-compatible")
+        elif (shut := self.shut()) is Fault.RESET:
+            connection.reset()
+        elif shut in (Fault.EDGE_HTML, Fault.OK_HTML):
+            status = 502 if shut is Fault.EDGE_HTML else 200
+            await connection.respond(status, answers.EDGE_PAGE, {"content-type": "text/html; charset=UTF-8"})
         else:
             dialect: Dialect = "anthropic" if "anthropic-version" in request.headers else "openai-compatible"
+            if shut is not None:
+                problem = answers.problem_of(dialect, shut)
+                refusal = answers.problem_body(dialect, problem, model=path, n=0)
+                await connection.respond(problem.status, json.dumps(refusal).encode(), answers.headers_of(dialect, 0))
+                return
             status, body = self.answer_aside(request, dialect)
             await connection.respond(status, json.dumps(body).encode(), answers.headers_of(dialect, 0))
 
@@ -220,12 +236,34 @@ class FakeProvider:
             return None, self.latency.of(ask.input_tokens, ask.output_tokens, luck=luck, slower=1 / self.speed), 0.0
         slower = now.phase.latency_factor / self.speed
         wait = self.latency.of(ask.input_tokens, ask.output_tokens, luck=luck, slower=slower)
-        return now.phase.draw(now.progress, fails=fails, which=which), wait, now.phase.retry_after_s
+        fault = now.phase.draw(now.progress, fails=fails, which=which)
+        if fault is None and now.phase.limit_per_s is not None and not self.room(now.phase.limit_per_s):
+            fault = Fault.RATE_LIMITED
+        return fault, wait, now.phase.retry_after_s
+
+    def room(self, limit_per_s: float) -> bool:
+        """Whether one more call is within the limit, counted over the last seconds."""
+        now = clock.monotonic()
+        while self.let_in and now - self.let_in[0] > LIMIT_WINDOW_S:
+            self.let_in.popleft()
+        if len(self.let_in) >= limit_per_s * LIMIT_WINDOW_S:
+            return False
+        self.let_in.append(now)
+        return True
 
     def fails(self, model: str) -> bool:
         """Whether calls for this model may fail now."""
         now = self.phase
         return now is not None and now.phase.touches(model) and now.p_error > 0
+
+    def shut(self) -> Fault | None:
+        """The fault of the front door just now, in a phase that touches every model; None: it is open."""
+        now = self.phase
+        if now is None or "*" not in now.phase.models:
+            return None
+        fails, which = self.random_aside.random(), self.random_aside.random()
+        fault = now.phase.draw(now.progress, fails=fails, which=which)
+        return fault if fault in FRONT_DOOR else None
 
     def lets_in(self, headers: Mapping[str, str]) -> bool:
         """Whether the request shows the key."""
@@ -235,7 +273,7 @@ class FakeProvider:
         return hmac.compare_digest(shown.encode(), self.api_key.encode())
 
     def answer_aside(self, request: Request, dialect: Dialect) -> tuple[int, Mapping[str, Any]]:
-        """Answer what is no call to a model: it costs nothing, stands in no ledger, and works during an outage."""
+        """Answer what is no call to a model: it costs nothing, stands in no ledger, and works unless the front door is shut."""
         path = request.path.rstrip("/")
         aside = Fault.NOT_FOUND if self.lets_in(request.headers) else Fault.UNAUTHORIZED
         if aside is Fault.NOT_FOUND and request.method == "GET" and path.endswith("/models"):

@@ -150,5 +150,7 @@ def screen(found: BreakerExplanation) -> Iterator[RenderableType]:
     yield Text(f"  seen by   {found.reporters} processes within a minute, {found.failing} of them failing")
     for worker in found.apart:
         yield Text(f"  apart     worker {worker} alone finds it down", "yellow")
+    if told.page is not None:
+        yield Text(f"  page      {told.page}")
     if told.would_close:
         yield Text(f"  to close  {told.would_close}")

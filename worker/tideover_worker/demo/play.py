@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import click
 
 from tideover.store.account import Account
 from tideover.store.breakers import Breakers
+from tideover.testing.faults import Phase
 from tideover_worker.demo.history import Historian
 from tideover_worker.demo.screen import FRAMES_PER_S, clock_of, said_of, screen_for
 from tideover_worker.demo.stage import ANTHROPIC_KEY, FALLBACK, OPENAI_KEY, PRIMARY, DemoFailed, Interruption, Stage
@@ -174,6 +176,19 @@ def as_object(story: Story, evidence: Evidence, checks: tuple[Check, ...], keep:
         "account": {"accepted": account.accepted, **places, **account.ends, "lost": account.lost},
         "numbers": numbers(evidence),
         "checks": [asdict(check) for check in checks],
+        "phases": [
+            phase_as_object(phase, ends_s)
+            for phase, ends_s in zip(story.phases, accumulate(p.duration_s for p in story.phases), strict=True)
+        ],
+        "calls": [
+            {
+                "after_s": round(call.at - evidence.began_at, 2),
+                "model": call.model,
+                "outcome": call.outcome,
+                "probe": call.job is None,
+            }
+            for call in evidence.primary
+        ],
         "breakers": [
             {"after_s": round(move.at - evidence.began_at, 2), "breaker": move.key, "state": move.state, "what": said_of(move)}
             for move in evidence.history.all_moves()
@@ -181,6 +196,18 @@ def as_object(story: Story, evidence: Evidence, checks: tuple[Check, ...], keep:
         "fallback": FALLBACK,
         "held_job": a_held_job(evidence),
         "kept_in": None if keep is None else str(keep.resolve()),
+    }
+
+
+def phase_as_object(phase: Phase, ends_s: float) -> dict[str, Any]:
+    """A phase of the first provider; times in seconds from the beginning."""
+    return {
+        "name": phase.name,
+        "begins_s": round(ends_s - phase.duration_s, 2),
+        "ends_s": round(ends_s, 2),
+        "p_error": phase.p_error,
+        "p_error_end": phase.p_error_end,
+        "models": list(phase.models),
     }
 
 

@@ -32,7 +32,9 @@ WELL_S = 2.0
 ARRIVALS_S = 33.0
 """The generated workload goes on until shortly after the last model is well."""
 TRACE_LASTS_S = 480.0
-PROFILE_LASTS_S = 75.0
+PROFILE_PHASE_S, PROFILE_WELL_S = 25.0, 10.0
+"""The longest that a phase of a recorded outage is played, and one in which the provider is well."""
+WELL_ERRORS = 0.01
 OUTAGE_FROM, OUTAGE_UNTIL = 0.4, 0.6
 """Where in a trace the outage lies, as shares of its time."""
 SHORTEST_TIMEOUT_S = 3.0
@@ -150,7 +152,7 @@ def of_traces(paths: Sequence[Path], seed: int, speed: float | None) -> Story:
 
 
 def of_profile(named: str, seed: int, speed: float | None) -> Story:
-    """A recorded outage, `FILE#ID`, under a generated workload that `speed` does not change. None: about 75 seconds in all.
+    """A recorded outage, `FILE#ID`, under a generated workload that `speed` does not change. None: no phase is long.
 
     Raises ValueError or OSError when there is no such profile.
     """
@@ -158,20 +160,30 @@ def of_profile(named: str, seed: int, speed: float | None) -> Story:
     if not mark:
         raise ValueError(f"--profile is FILE#ID, as in outage-profiles.json#p04-june2-2026, not {named!r}")
     try:
-        recorded = phases_of_profile(file, profile_id, model_of=PROFILE_WORDS)
+        recorded = phases_of_profile(file, profile_id, model_of=PROFILE_WORDS, offered_per_s=JOBS_PER_S)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is no file of outage profiles: {type(error).__name__}: {error}") from None
-    recorded_s = sum(phase.duration_s for phase in recorded)
-    chosen = max(1.0, round(recorded_s / PROFILE_LASTS_S, 2)) if speed is None else speed
+    phases = shortened(recorded) if speed is None else scaled(recorded, 1 / speed)
+    lasts_s = sum(phase.duration_s for phase in phases)
+    chosen = round(sum(phase.duration_s for phase in recorded) / lasts_s, 2)
     return Story(
         title=f"outage profile {profile_id}",
-        jobs=generated(random.Random(seed), recorded_s / chosen, JOBS_PER_S),
-        phases=scaled(recorded, 1 / chosen),
+        jobs=generated(random.Random(seed), lasts_s, JOBS_PER_S),
+        phases=phases,
         latency=GENERATED_LATENCY,
         latency_speed=1.0,
         speed=chosen,
         seed=seed,
     )
+
+
+def shortened(phases: Iterable[Phase]) -> tuple[Phase, ...]:
+    """The phases cut to what shows: a blip stays as it was, hours become half a minute."""
+    most = (
+        (phase, PROFILE_WELL_S if phase.p_error < WELL_ERRORS and phase.limit_per_s is None else PROFILE_PHASE_S)
+        for phase in phases
+    )
+    return tuple(replace(phase, duration_s=min(phase.duration_s, most_s)) for phase, most_s in most)
 
 
 def scaled(phases: Iterable[Phase], factor: float) -> tuple[Phase, ...]:
