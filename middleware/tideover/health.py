@@ -6,9 +6,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
 from uuid import uuid4
 
 from tideover import clock, events
@@ -19,16 +18,17 @@ from tideover.core.job import Job
 from tideover.core.outcome import OK, Outcome, of_task_error
 from tideover.core.route import Hop, above, breaker_key, route_key, task_key
 from tideover.evidence import Flight, Flights
-from tideover.reporting import Reporter, quiet_s
+from tideover.reporting import FLUSH_S, Reporter, quiet_s
 from tideover.settings import Mode, Settings
 from tideover.store.breakers import Breakers
-from tideover.store.client import FAILED, text
+from tideover.store.client import FAILED
 from tideover.store.keys import BYPASS
+from tideover.store.news import News
 from tideover.store.registry import Registry
 
 STRICTNESS: dict[Mode, int] = {"act": 0, "observe": 1, "bypass": 2}
-FLUSH_S = 0.05
 REFRESH_S = 1.0
+GONE_S = 0.3
 MOST_MODELS = 50
 """Models learned of one task: more are names made up at run time, not models."""
 STATIC_S = 30.0
@@ -258,6 +258,7 @@ class Health:
         return CLOSED if key == above(key) else self.views.get(above(key), CLOSED)
 
     def start(self) -> None:
+        events.log()  # what it loads takes a moment, which the first bad news must not wait for
         self.refresh()
         self._thread = threading.Thread(target=self._loop, daemon=True, name="tideover-health")
         self._thread.start()
@@ -268,13 +269,16 @@ class Health:
             self._thread.join(timeout=5)
 
     def _loop(self) -> None:
-        news: Any = None
-        refreshed = clock.monotonic()
+        news: News | None = None
+        refreshed = flushed = clock.monotonic()
         while not self._stop.is_set():
             try:
-                news = news or self.breakers.listen()
-                changed = heard(news, FLUSH_S)
-                self.flush()
+                if news is None:
+                    news, refreshed = self.breakers.listen(), -REFRESH_S  # what was said meanwhile is read
+                changed = news.heard(FLUSH_S)
+                if clock.monotonic() >= flushed + self.reporter.pause_s - FLUSH_S:
+                    self.flush()
+                    flushed = clock.monotonic()
                 if BYPASS in changed or clock.monotonic() - refreshed >= REFRESH_S:
                     self.refresh()
                     refreshed = clock.monotonic()
@@ -282,22 +286,23 @@ class Health:
                     self.look(sorted(changed))
                 self._gone_since = None
             except FAILED as error:
+                part_with(news)
                 news = None
                 self._while_gone(error)
             except Exception:  # noqa: BLE001 - this thread must outlive any defect
                 events.fault_inside("health")
                 self._stop.wait(REFRESH_S)
         self.flush_last()
-        if news is not None:
-            news.close()
+        part_with(news)
 
     def _while_gone(self, error: Exception) -> None:
-        if self._gone_since is None:
+        first = self._gone_since is None
+        if first:
             self._gone_since = clock.monotonic()
             events.store_unavailable("following the breakers; the last opinion stands", type(error).__name__)
         if self.is_alone:
             self.reporter.decide_alone()
-        self._stop.wait(FLUSH_S if self.is_alone else REFRESH_S)
+        self._stop.wait(FLUSH_S if self.is_alone or first else GONE_S)
 
     def flush_last(self) -> None:
         try:
@@ -326,11 +331,7 @@ class Health:
         self.reporter.flush()
 
 
-def heard(news: Any, most_s: float) -> set[str]:
-    """The breakers of which there is news; waits for so long at the most."""
-    changed: set[str] = set()
-    message = news.get_message(ignore_subscribe_messages=True, timeout=most_s)
-    while message is not None:
-        changed.add(text(message["data"]))
-        message = news.get_message(ignore_subscribe_messages=True)
-    return changed
+def part_with(news: News | None) -> None:
+    if news is not None:
+        with suppress(*FAILED):
+            news.close()

@@ -91,8 +91,9 @@ class Breaker:
     `since`: of this state; `opened_at`: the opening of this generation; `recovered_at`: when probes last answered; `braked_at`:
     the last brake; `began_at`: when the charts began; `ok_at`: the last success; `throttled_until`: the provider asked for
     quiet until then; `probing_until`: somebody probes until then, with the number `fence`; `probe_at`: of a parked one, when
-    it is asked again (0: not before somebody says so). `why`: the last failure, in a few words; `credential`: digest of the
-    one that was refused.
+    it is asked again (0: not before somebody says so). `why`: the last failure, in a few words; `probed_at`, `probe_said`: the
+    end of the last burst of probes; `credential`: digest of the
+    one that was refused; `version`: moves with all of this but the evidence.
     """
 
     state: State = "closed"
@@ -107,12 +108,15 @@ class Breaker:
     throttled_until: float = 0.0
     probing_until: float = 0.0
     probe_at: float = 0.0
+    probed_at: float = 0.0
     probes_failed: int = 0
     fence: int = 0
+    version: int = 0
     flaps: int = 0
     parked: Parked = ""
     credential: str = ""
     why: str = ""
+    probe_said: str = ""
     page: Page | None = None
     forced: Forced | None = None
     charts: Charts = field(default_factory=Charts)
@@ -167,6 +171,8 @@ def moved(breaker: Breaker, change: Transition, now: float) -> Breaker:
     probing_until = 0.0 if new == "open" or old == "half-open" else breaker.probing_until
     after = replace(breaker, state=new, since=now, why=change.why, probing_until=probing_until)
     after = replace(after, parked=change.parked, probe_at=change.probe_at, credential=change.credential)
+    if old == "half-open" and new != "half-open":
+        after = replace(after, probed_at=now, probe_said=change.why)
     match old, new:
         case "half-open", "open":
             return replace(after, probes_failed=breaker.probes_failed + 1)

@@ -50,6 +50,8 @@ class BreakerStatus:
     throttled_until_at: float | None
     next_probe_at: float | None
     probes_failed: int
+    probed_at: float | None
+    probe_said: str | None
     brownout: float
     blackout: float
     threshold: float
@@ -97,6 +99,8 @@ def breaker_status(key: str, breaker: Breaker, route: Breaker, settings: Setting
         throttled_until_at=seen.throttled_until if seen.throttled_until > now else None,
         next_probe_at=probe_at,
         probes_failed=breaker.probes_failed,
+        probed_at=instant(breaker.probed_at),
+        probe_said=breaker.probe_said or None,
         brownout=round(breaker.charts.brownout, 2),
         blackout=round(breaker.charts.blackout, 2),
         threshold=round(h, 2),

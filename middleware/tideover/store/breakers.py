@@ -11,6 +11,7 @@ from tideover.core.breaker import CLOSED, Breaker, Forced, Page, Parked, State, 
 from tideover.core.detector import MEMORY_S, Base, Charts, Run, Steps
 from tideover.store.client import Client, text
 from tideover.store.keys import Keys
+from tideover.store.news import News
 from tideover.store.scripts import Scripts, pairs
 
 STATES: dict[str, State] = {state: state for state in get_args(State)}
@@ -25,8 +26,10 @@ INSTANTS = (
     "throttled_until",
     "probing_until",
     "probe_at",
+    "probed_at",
 )
 NUMBERS = ("generation", "era", "probes_failed", "fence", "flaps")
+VERSION = "version"
 CHARTS = ("brownout", "blackout", "majority")
 COUNTS = ("calls", "failed", "ok")
 
@@ -58,25 +61,40 @@ def breaker_of(row: Mapping[str, str]) -> Breaker:
     """A breaker from its hash; an empty hash is one that never failed."""
     if not row:
         return CLOSED
-    charts: dict[str, Any] = {name: float(row.get(name, 0)) for name in CHARTS}
-    charts |= {name: int(row.get(name, 0)) for name in COUNTS}
     known: dict[str, Any] = {name: int(row.get(instant_field(name), 0)) / 1000 for name in INSTANTS}
-    known |= {name: int(row.get(name, 0)) for name in NUMBERS}
+    known |= {name: int(row.get(name, 0)) for name in (*NUMBERS, VERSION)}
     return Breaker(
         state=STATES[row.get("state", "closed")],
         parked=PARKED[row.get("parked", "")],
         credential=row.get("credential", ""),
         why=row.get("why", ""),
-        charts=Charts(**charts),
-        base=Base(
-            calls=float(row.get("base_calls", 0)),
-            failed=float(row.get("base_failed", 0)),
-            at=int(row.get("base_ms", 0)) / 1000,
-        ),
+        probe_said=row.get("probe_said", ""),
+        charts=charts_in(row),
+        base=base_in(row),
         forced=forced_in(row),
         page=page_in(row),
         **known,
     )
+
+
+def charts_in(row: Mapping[str, str]) -> Charts:
+    charts: dict[str, Any] = {name: float(row.get(name, 0)) for name in CHARTS}
+    return Charts(**charts, **{name: int(row.get(name, 0)) for name in COUNTS})
+
+
+def base_in(row: Mapping[str, str]) -> Base:
+    calls, failed = float(row.get("base_calls", 0)), float(row.get("base_failed", 0))
+    return Base(calls=calls, failed=failed, at=int(row.get("base_ms", 0)) / 1000)
+
+
+def updated(known: Breaker, row: Mapping[str, str]) -> Breaker:
+    """A breaker with what evidence has changed of it."""
+    changes: dict[str, Any] = {name: int(row[f]) / 1000 for name in INSTANTS if (f := instant_field(name)) in row}
+    if "calls" in row:
+        changes["charts"] = charts_in(row)
+    if "base_ms" in row:
+        changes["base"] = base_in(row)
+    return replace(known, **changes, why=row.get("why", known.why))
 
 
 def forced_in(row: Mapping[str, str]) -> Forced | None:
@@ -107,13 +125,13 @@ class Breakers:
         self.client, self.keys, self.scripts = client, keys, Scripts(client)
 
     def report(
-        self, key: str, process: str, batch: Batch | None = None, *, base: Base | None = None, quiet_s: float = 0
+        self, key: str, process: str, batch: Batch | None = None, *, known: Breaker | None = None, quiet_s: float = 0
     ) -> Reading:
         """Takes in evidence (None: none) and reads the breaker.
 
-        `base`: what is usual, as of the latest reading. `quiet_s`: the pause that the provider asked for.
+        `known`: it, as of the latest reading. `quiet_s`: the pause that the provider asked for.
         """
-        k, steps = self.keys, Steps.of(Base() if base is None else base)
+        k, steps = self.keys, Steps.of(Base() if known is None else known.base)
         by = [number for chart in (steps.brownout, steps.blackout, steps.majority) for number in (chart.up, chart.down)]
         latencies = {} if batch is None or batch.latencies is None else batch.latencies
         args = [
@@ -128,10 +146,12 @@ class Breakers:
             MEMORY_S,
             steps.top,
             *by,
+            "" if known is None else known.version,
         ]
         keys = [k.breaker(key), k.reporters(key), k.failing(key), k.latencies(key), k.breakers]
-        row, reporters, failing, now_ms = self.scripts.run("report-5", keys, args)
-        return Reading(breaker_of(pairs(row)), Witnesses(reporters=int(reporters), failing=int(failing)), int(now_ms) / 1000)
+        row, whole, reporters, failing, now_ms = self.scripts.run("report-5", keys, args)
+        breaker = breaker_of(pairs(row)) if whole or known is None else updated(known, pairs(row))
+        return Reading(breaker, Witnesses(reporters=int(reporters), failing=int(failing)), int(now_ms) / 1000)
 
     def transition(self, key: str, seen: Breaker, change: Transition, now: float) -> bool:
         """Moves a breaker that still is as `seen`; False: somebody was faster. `now`: Redis' time, about."""
@@ -162,13 +182,13 @@ class Breakers:
         said = {"forced": state, "forced_until_ms": until_ms, "forced_who": who, "forced_why": why}
         self.client.hset(self.keys.breaker(key), mapping=said)
         self.client.sadd(self.keys.breakers, key)
-        self.client.publish(self.keys.news, key)
+        self._tell(key)
         return self.read([key])[key]
 
     def unforce(self, key: str) -> bool:
         """Takes an operator's word back; False: there was none."""
         gone = self.client.hdel(self.keys.breaker(key), "forced", "forced_until_ms", "forced_who", "forced_why")
-        self.client.publish(self.keys.news, key)
+        self._tell(key)
         return bool(gone)
 
     def note_page(self, key: str, page: Page | None) -> None:
@@ -180,13 +200,16 @@ class Breakers:
             every_ms = 0 if page.probe_every_s is None else int(page.probe_every_s * 1000)
             said = (page.said, int(page.until * 1000), page.shift, every_ms)
             self.client.hset(self.keys.breaker(key), mapping=dict(zip(names, said, strict=True)))
+        self._tell(key)
+
+    def _tell(self, key: str) -> None:
+        """Says that a breaker is another by now."""
+        self.client.hincrby(self.keys.breaker(key), VERSION, 1)
         self.client.publish(self.keys.news, key)
 
-    def listen(self) -> Any:
+    def listen(self) -> News:
         """A subscription to the news of this namespace: one message for each breaker that changed."""
-        news = self.client.pubsub()
-        news.subscribe(self.keys.news)
-        return news
+        return News(self.client, self.keys.news)
 
     def keys_known(self) -> list[str]:
         return sorted(text(key) for key in self.client.smembers(self.keys.breakers))
@@ -227,11 +250,11 @@ class Breakers:
                 others += [instant_field(name), int(value * 1000)]
             else:
                 instants += [instant_field(name), 0]
-        for name in ("state", *NUMBERS, "parked", "credential", "why"):
+        for name in ("state", *NUMBERS, "parked", "credential", "why", "probe_said"):
             if getattr(after, name) != getattr(seen, name):
                 others += [name, getattr(after, name)]
         if after.began_at != seen.began_at:
             others += [item for name in (*CHARTS, *COUNTS) for item in (name, 0)]
         args = [key, seen.state, seen.generation, seen.era, seen.fence, counter, self.keys.news, len(instants) // 2]
-        keys = [self.keys.breaker(key), self.keys.failing(key), self.keys.counters]
-        return bool(self.scripts.run("transition-3", keys, [*args, *instants, *others]))
+        keys = [self.keys.breaker(key), self.keys.failing(key), self.keys.counters, self.keys.breakers]
+        return bool(self.scripts.run("transition-4", keys, [*args, *instants, *others]))

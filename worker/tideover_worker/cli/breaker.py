@@ -148,6 +148,9 @@ def screen(found: BreakerExplanation) -> Iterator[RenderableType]:
         yield Text(f"  forced    {told.forced.state} by {told.forced.who} for {left} more; computed: {told.computed}")
     yield Text(f"  evidence  {found.evidence}")
     yield Text(f"  seen by   {found.reporters} processes within a minute, {found.failing} of them failing")
+    if told.probed_at is not None:
+        failed = f", {told.probes_failed} failed in this outage" if told.probes_failed else ""
+        yield Text(f"  probed    {about(found.asked_at - told.probed_at)} ago: {told.probe_said}{failed}")
     for worker in found.apart:
         yield Text(f"  apart     worker {worker} alone finds it down", "yellow")
     if told.page is not None:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from tideover.core.breaker import CLOSED, Breaker, State, together
 from tideover.core.route import above, is_task_key
@@ -100,10 +100,10 @@ class Historian:
                 self.history.see(key, together(breaker, known.get(above(key), CLOSED), breaker.since))
 
     def _follow(self) -> None:
-        news: Any = self.breakers.listen()
+        news = self.breakers.listen()
         try:
             while not self._stop.is_set():
-                news.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
+                news.heard(LISTEN_S)
                 self.look()
         except FAILED as error:
             self.failure = error

@@ -2,17 +2,18 @@
 -- KEYS: breaker (hash), reporters (zset), failing (zset), latencies (hash), breakers (set)
 -- ARGV: key of the breaker, process, era of the evidence ('' to read only), runs ('o12 f3 b1'), why (of a failure; '' none),
 --       quiet asked for by the provider (ms; 0 none), latencies ('field n field n'), news channel, time constant of the base
---       (s), where charts stop (1.25 times their threshold), then up and down of the charts brownout, blackout and majority
--- Returns the breaker as a flat list, reporters, failing, now (unix ms).
+--       (s), where charts stop (1.25 times their threshold), then up and down of the charts brownout, blackout and majority,
+--       version of the breaker that the caller knows ('' none)
+-- Returns the breaker as a flat list (only what is written here, if the caller knows the rest), whether it is whole, reporters,
+--       failing, now (unix ms).
 -- Not idempotent: evidence reported again after a lost reply counts twice. Evidence of another era, or while the breaker is
 -- open, counts not at all.
 local t = redis.call('time')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-redis.call('srem', KEYS[5], '')  -- nothing; but a full Redis lets a script write that began by taking away
-redis.call('zremrangebyscore', KEYS[2], '-inf', now - 60000)
+redis.call('zremrangebyscore', KEYS[2], '-inf', now - 60000)  -- a full Redis lets a script write that began by taking away
 redis.call('zremrangebyscore', KEYS[3], '-inf', now - 60000)
 local b = redis.call('hmget', KEYS[1], 'state', 'era', 'began_ms', 'brownout', 'blackout', 'majority', 'calls', 'failed', 'ok',
-  'base_calls', 'base_failed', 'base_ms', 'throttled_until_ms')
+  'base_calls', 'base_failed', 'base_ms', 'throttled_until_ms', 'version')
 local state = b[1] or 'closed'
 local set = {}
 local function put(name, value) set[#set + 1], set[#set + 2] = name, value end
@@ -25,7 +26,7 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
   for kind, count in ARGV[4]:gmatch('(%a)(%d+)') do
     local n = tonumber(count)
     for i = 1, 3 do
-      local up, down = tonumber(ARGV[9 + 2 * i]), tonumber(ARGV[10 + 2 * i])
+      local up, down = ARGV[9 + 2 * i], ARGV[10 + 2 * i]
       if kind == 'f' then s[i] = math.min(top, s[i] + n * up)
       elseif kind == 'o' then s[i] = math.max(0, s[i] + n * down)
       else s[i] = math.max(0, s[i] + n * (down - up)) end
@@ -38,7 +39,7 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
   end
   for i, name in ipairs({'brownout', 'blackout', 'majority'}) do put(name, string.format('%.6f', s[i])) end
   put('calls', calls) put('failed', failed) put('ok', ok)
-  if not b[3] or b[3] == '0' then put('began_ms', now) end
+  if not b[3] then put('began_ms', now) end
   if ARGV[4]:find('[ob]') then put('ok_ms', now) end
   if usual and math.max(s[1], s[2]) < top / 2.5 then  -- while something is wrong, nobody learns what is usual
     local before = tonumber(b[12] or '0')
@@ -50,19 +51,26 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
   end
   if ARGV[5] ~= '' then put('why', ARGV[5]) end
   redis.call('zadd', KEYS[2], now, ARGV[2])
-  if last == 'f' then redis.call('zadd', KEYS[3], now, ARGV[2]) else redis.call('zrem', KEYS[3], ARGV[2]) end
   redis.call('pexpire', KEYS[2], 120000)
-  redis.call('pexpire', KEYS[3], 120000)
+  if last == 'f' then
+    redis.call('zadd', KEYS[3], now, ARGV[2])
+    redis.call('pexpire', KEYS[3], 120000)
+  else
+    redis.call('zrem', KEYS[3], ARGV[2])
+  end
 end
 if tonumber(ARGV[6]) > 0 then
   local until_ms = now + tonumber(ARGV[6])
   if until_ms > tonumber(b[13] or '0') then
     put('throttled_until_ms', until_ms)
+    redis.call('hincrby', KEYS[1], 'version', 1)
     redis.call('publish', ARGV[8], ARGV[1])
   end
 end
 if #set > 0 then
   redis.call('hset', KEYS[1], unpack(set))
-  redis.call('sadd', KEYS[5], ARGV[1])
+  if not b[3] then redis.call('sadd', KEYS[5], ARGV[1]) end
 end
-return {redis.call('hgetall', KEYS[1]), redis.call('zcard', KEYS[2]), redis.call('zcard', KEYS[3]), now}
+local known = ARGV[17] ~= '' and ARGV[17] == (b[14] or '0')
+if not known then set = redis.call('hgetall', KEYS[1]) end
+return {set, known and 0 or 1, redis.call('zcard', KEYS[2]), redis.call('zcard', KEYS[3]), now}

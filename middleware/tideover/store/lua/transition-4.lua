@@ -1,5 +1,5 @@
 -- Changes a breaker, if it still is where the caller saw it.
--- KEYS: breaker (hash), failing (zset), counters (hash)
+-- KEYS: breaker (hash), failing (zset), counters (hash), breakers (set)
 -- ARGV: key, state, generation, era and fence as seen, counter to raise ('' none), news channel, number of instants, then pairs
 --       of instants (field, ms from now), then pairs of other fields and values
 -- Returns 1 changed; 0 somebody was faster.
@@ -18,6 +18,8 @@ for i = 9, #ARGV, 2 do
   set[#set + 1], set[#set + 2] = ARGV[i], value
 end
 redis.call('hset', KEYS[1], unpack(set))
+redis.call('hincrby', KEYS[1], 'version', 1)
+redis.call('sadd', KEYS[4], ARGV[1])
 if redis.call('hget', KEYS[1], 'era') ~= ARGV[4] then redis.call('del', KEYS[2]) end
 if ARGV[6] ~= '' then redis.call('hincrby', KEYS[3], ARGV[6], 1) end
 redis.call('publish', ARGV[7], ARGV[1])
