@@ -16,7 +16,7 @@ from tideover.core.admission import Hold, hold_for_any
 from tideover.core.breaker import CLOSED, Breaker, Transition, moved, together
 from tideover.core.job import Job
 from tideover.core.outcome import OK, Outcome, of_task_error
-from tideover.core.route import Hop, above, breaker_key, route_key, task_key
+from tideover.core.route import WHOLE, Hop, above, breaker_key, route_key, task_key
 from tideover.evidence import Flight, Flights
 from tideover.reporting import FLUSH_S, Reporter, quiet_s
 from tideover.settings import Mode, Settings
@@ -98,8 +98,8 @@ class Health:
     # noting
 
     def begin(self, route: str, model: str, job_id: str, *, streams: bool) -> Flight:
-        """Notes that a call begins. Its end is told to `flights`; until then it may become overdue."""
-        key = breaker_key(route, model)
+        """Notes that a call begins; of a whole route (`*`) a knock at its front door. Until its end it may become overdue."""
+        key = route_key(route) if model == WHOLE else breaker_key(route, model)
         eras = self.views.get(key, CLOSED).era, self.views.get(route_key(route), CLOSED).era
         return self.flights.begin(Flight(route, key, job_id, streams, eras))
 

@@ -131,12 +131,13 @@ class Reporter:
             self._unsent.taken_back(flight.key, model_era, flight.job_id)
         match outcome.kind:
             case "ok":
-                if not flight.counted:
+                if flight.key != route and not flight.counted:
                     self._unsent.succeeded(flight.key, model_era)
+                if flight.key != route:
+                    self._unsent.took(flight)
                 self._unsent.succeeded(route, route_era)
-                self._unsent.took(flight)
                 self._worked(flight.route, outcome)
-            case "throttle" if self._is_spurious(flight.route, outcome):
+            case "throttle" if self.is_spurious(flight.route, outcome):
                 self._unsent.failed(flight.key, model_era, flight.job_id, f"{outcome.why}, with most of its limit left")
             case "throttle":
                 self._quiet[flight.key] = max(self._quiet.get(flight.key, 0.0), quiet_s(outcome))
@@ -149,7 +150,7 @@ class Reporter:
             case "outage" | "ambiguous" | "caller" | "local":
                 pass
 
-    def _is_spurious(self, route: str, outcome: Outcome) -> bool:
+    def is_spurious(self, route: str, outcome: Outcome) -> bool:
         """Whether a 429 cannot be about our pace: most of the limit is left, or it says nothing where it used to."""
         if outcome.headroom is None:
             return route in self._with_limits and outcome.retry_after_s is None

@@ -31,6 +31,8 @@ from tideover.core.route import split_key
 FAILING, WELL = 0.05, 0.2
 """From this share of failures on an outage counts as begun, and up to that one as over."""
 MOST_ELSEWHERE_S = 30.0
+ONCE = "each job succeeded exactly once"
+"""A call that is cut because its breaker opened may be answered all the same; such jobs are counted (`twice`)."""
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Row:
     back_s: float | None = None
     longest_open_s: float = 0.0
     probes: int = 0
+    twice: int = 0
     accepted: int = 0
     lost: int = 0
     faults: list[str] = field(default_factory=list)
@@ -96,7 +99,11 @@ def row_of(profile: str, played: dict[str, Any]) -> Row:
     row = Row(profile, rerouted=numbers["jobs_rerouted"], held=numbers["jobs_held"], probes=numbers["probes"])
     row.accepted, row.lost = account["accepted"], account["lost"]
     row.failed_calls = numbers["calls_failed"]
-    row.faults = [f"{check['claim']}: {check['numbers']}" for check in played["checks"] if not check["ok"]]
+    for check in played["checks"]:
+        if check["claim"].startswith(ONCE):
+            row.twice = len(check["against"])
+        elif not check["ok"]:
+            row.faults.append(f"{check['claim']}: {check['numbers']}")
     by_model: dict[str, list[dict[str, Any]]] = {}
     for move in played["breakers"]:
         by_model.setdefault(split_key(move["breaker"])[1], []).append(move)
@@ -148,10 +155,12 @@ def judge(row: Row, must_not: str) -> None:
 
 def show(rows: list[Row]) -> None:
     titles = ("suspect s", "open s", "calls failed", "while open", "rerouted", "held", "openings", "premature", "back s")
-    table = Table("profile", *titles, "longest open s", "probes", "accepted", "lost", "", box=None, header_style="bold")
+    table = Table(
+        "profile", *titles, "longest open s", "probes", "twice", "accepted", "lost", "", box=None, header_style="bold"
+    )
     for row in rows:
         numbers = (row.suspect_s, row.open_s, row.failed_calls, row.wasted_when_open, row.rerouted, row.held, row.openings)
-        more = (row.premature, row.back_s, row.longest_open_s, row.probes, row.accepted, row.lost)
+        more = (row.premature, row.back_s, row.longest_open_s, row.probes, row.twice, row.accepted, row.lost)
         table.add_row(
             row.profile, *(cell(value) for value in (*numbers, *more)), "✓" if row.ok else "✗ " + "; ".join(row.faults)
         )

@@ -18,7 +18,7 @@ from uuid import uuid4
 from tideover import clock, events
 from tideover.core.breaker import Breaker, Transition, burst_says, is_probe_due, next_probe_at, weigh
 from tideover.core.outcome import OK, Outcome
-from tideover.core.route import is_task_key, route_key, split_key
+from tideover.core.route import WHOLE, is_task_key, route_key, split_key
 from tideover.health import Health
 from tideover.reporting import parked_wait_s
 from tideover.store.client import FAILED
@@ -76,7 +76,7 @@ class Prober:
         """Whether it names a route of ours that may be probed, and has probes left for this hour."""
         name, model = split_key(key)
         routes = self.health.settings.routes
-        if is_task_key(key) or name not in routes or not (model == "*" or routes[name].model(model) is not None):
+        if is_task_key(key) or name not in routes or not (model == WHOLE or routes[name].model(model) is not None):
             return False
         made = self._made.setdefault(key, deque())
         while made and clock.monotonic() - made[0] > HOUR_S:
@@ -178,18 +178,22 @@ class Prober:
         model = self._model_of(route, model)
         timeout_s = self.health.reporter.limit_s(key, streams=True)
         self._made.setdefault(key, deque()).append(clock.monotonic())
-        outcome = wire.knock(route, timeout_s) if knocks or model == "*" else OK
-        if outcome.answered and model != "*":
+        outcome = wire.knock(route, timeout_s) if knocks or model == WHOLE else OK
+        if outcome.answered and model != WHOLE:
             outcome = wire.probe(route, model, timeout_s)
+        if outcome.kind == "throttle" and self.health.reporter.is_spurious(route, outcome):
+            outcome = replace(outcome, kind="outage")
         self.health.note_probe()
         events.probe_answered(key, outcome.answered, outcome.why)
         return outcome
 
     def _model_of(self, route: str, model: str) -> str:
         """The model to ask: of a whole route, one that was called on it, the latest to answer; `*` if none was."""
-        if model != "*":
+        if model != WHOLE:
             return model
         known = [
-            (view.ok_at, key) for key, view in self.health.views.items() if key.startswith(f"{route}/") and key != f"{route}/*"
+            (view.ok_at, key)
+            for key, view in self.health.views.items()
+            if key.startswith(f"{route}/") and key != route_key(route)
         ]
-        return split_key(max(known)[1])[1] if known else "*"
+        return split_key(max(known)[1])[1] if known else WHOLE

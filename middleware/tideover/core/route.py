@@ -10,6 +10,8 @@ from tideover.core.breaker import Breaker
 
 FORCED = "*"
 TASK = "task:"
+WHOLE = "*"
+"""In the place of a model: the whole route. No model is called so, because odd characters are replaced."""
 
 ODD = re.compile(r"[^\w.:/@+-]")
 LONGEST_MODEL = 120
@@ -33,7 +35,7 @@ def route_key(route: str) -> str:
     >>> route_key("anthropic"), above("anthropic/claude-opus-4-8")
     ('anthropic/*', 'anthropic/*')
     """
-    return f"{route}/*"
+    return f"{route}/{WHOLE}"
 
 
 def above(key: str) -> str:
