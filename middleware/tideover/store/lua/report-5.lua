@@ -11,7 +11,11 @@
 local t = redis.call('time')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('zremrangebyscore', KEYS[2], '-inf', now - 60000)  -- a full Redis lets a script write that began by taking away
-redis.call('zremrangebyscore', KEYS[3], '-inf', now - 60000)
+local failing = redis.call('zcard', KEYS[3])
+if failing > 0 then
+  redis.call('zremrangebyscore', KEYS[3], '-inf', now - 60000)
+  failing = redis.call('zcard', KEYS[3])
+end
 local b = redis.call('hmget', KEYS[1], 'state', 'era', 'began_ms', 'brownout', 'blackout', 'majority', 'calls', 'failed', 'ok',
   'base_calls', 'base_failed', 'base_ms', 'throttled_until_ms', 'version')
 local state = b[1] or 'closed'
@@ -37,15 +41,15 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
     if math.max(s[1], s[2]) == 0 then calls, failed = 0, 0 end
     last = kind
   end
-  for i, name in ipairs({'brownout', 'blackout', 'majority'}) do put(name, string.format('%.6f', s[i])) end
+  put('brownout', tostring(s[1])) put('blackout', tostring(s[2])) put('majority', tostring(s[3]))  -- else a reply cuts them
   put('calls', calls) put('failed', failed) put('ok', ok)
   if not b[3] then put('began_ms', now) end
   if ARGV[4]:find('[ob]') then put('ok_ms', now) end
   if usual and math.max(s[1], s[2]) < top / 2.5 then  -- while something is wrong, nobody learns what is usual
     local before = tonumber(b[12] or '0')
     local fades = before > 0 and math.exp(-math.max(0, now - before) / 1000 / tonumber(ARGV[9])) or 1
-    put('base_calls', string.format('%.3f', tonumber(b[10] or '0') * fades + ended))
-    put('base_failed', string.format('%.3f', math.max(0, tonumber(b[11] or '0') * fades + bad)))
+    put('base_calls', tostring(tonumber(b[10] or '0') * fades + ended))
+    put('base_failed', tostring(math.max(0, tonumber(b[11] or '0') * fades + bad)))
     put('base_ms', math.max(now, before))
     for field, n in ARGV[7]:gmatch('(%S+) (%d+)') do redis.call('hincrby', KEYS[4], field, n) end
   end
@@ -55,8 +59,9 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
   if last == 'f' then
     redis.call('zadd', KEYS[3], now, ARGV[2])
     redis.call('pexpire', KEYS[3], 120000)
-  else
-    redis.call('zrem', KEYS[3], ARGV[2])
+    failing = redis.call('zcard', KEYS[3])
+  elseif failing > 0 then
+    failing = failing - redis.call('zrem', KEYS[3], ARGV[2])
   end
 end
 if tonumber(ARGV[6]) > 0 then
@@ -73,4 +78,4 @@ if #set > 0 then
 end
 local known = ARGV[17] ~= '' and ARGV[17] == (b[14] or '0')
 if not known then set = redis.call('hgetall', KEYS[1]) end
-return {set, known and 0 or 1, redis.call('zcard', KEYS[2]), redis.call('zcard', KEYS[3]), now}
+return {set, known and 0 or 1, redis.call('zcard', KEYS[2]), failing, now}
