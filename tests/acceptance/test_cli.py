@@ -738,3 +738,47 @@ def until(what: str, fact: Callable[[Any], bool]) -> Any:
             return said.json
         time.sleep(POLL_S)
     raise AssertionError(f"not within {PATIENCE_S} s: {what}; the last answer was {said}")
+
+
+def test_a_breaker_is_explained(shop: Shop) -> None:
+    """Its charts, the evidence counted, what tripped it and what would close it, in words and as data."""
+    shop.open()
+    found = shop.ask("breaker", "explain", KEY, "--json").json
+    told = found["breaker"]
+    assert (KEY, "open", "open", 5, 5) == (told["key"], told["state"], told["computed"], told["calls"], told["failed"])
+    assert told["blackout"] >= told["threshold"] == 12
+    assert "529 overloaded_error" == told["why"]
+    assert "about six probes in a row must be answered" in told["would_close"]
+    assert "5 of 5 calls failed since the charts left zero" in found["evidence"]
+    row = shop.ask("breaker", "explain", KEY).rows[0]
+    assert (KEY, "open", "5") == (row["key"], row["state"], row["failed"])
+
+
+def test_a_breaker_is_forced_and_let_go(shop: Shop) -> None:
+    """The computed state stays beside it; a whole route may be forced before it saw a call; `auto` returns."""
+    shop.staff()
+    shop.open()
+    forced = shop.ask("breaker", "force", KEY, "closed", "--for", "10m", "--because", "it works", "--json").json["breaker"]
+    assert ("closed", "open", "it works") == (forced["state"], forced["computed"], forced["forced"]["why"])
+    assert "forced closed" in shop.ask("status").out + json.dumps(shop.ask("status", "--json").json)
+    assert "open" == shop.ask("breaker", "auto", KEY, "--json").json["breaker"]["state"]
+    whole = shop.ask("breaker", "force", "openai/*", "open", "--for", "1m", "--because", "why", "--json").json["breaker"]
+    assert ("open", "closed") == (whole["state"], whole["computed"])
+
+
+def test_an_open_breaker_is_resumed(shop: Shop) -> None:
+    """Held jobs try it at once, at the pace of one that recovers; twice is refused."""
+    shop.open()
+    assert "recovering" == shop.ask("breaker", "resume", KEY, "--json").json["breaker"]["state"]
+    again = shop.ask("breaker", "resume", KEY)
+    assert (4, True) == (again.code, "only an open one can be resumed" in again.err)
+
+
+@pytest.mark.parametrize("words", [("explain",), ("auto",), ("resume",), ("force", "open", "--for", "1m", "--because", "x")])
+def test_a_breaker_that_is_none(shop: Shop, words: tuple[str, ...]) -> None:
+    """A name that nobody knows is refused, with the one that was meant."""
+    shop.staff()
+    shop.open()
+    asked = shop.ask("breaker", words[0], KEY + "8", *words[1:])
+    known = words[0] == "force"  # a route may be forced for a model that it never saw
+    assert (0, "") == (asked.code, asked.err) if known else (4, True) == (asked.code, f"did you mean {KEY}" in asked.err)
