@@ -16,6 +16,7 @@ from tideover import clock, events
 from tideover.attempt import note_of
 from tideover.core.admission import Expire, GiveBack, Hold, decide, needs_review, unless_one_runs
 from tideover.core.job import Criticality, End, Job, is_criticality
+from tideover.core.route import breaker_key
 from tideover.stamp import STAMP, stamp_of, tenant_of
 from tideover.store.account import Ended, Ledger
 from tideover.store.backlog import Backlog, Fetched
@@ -105,10 +106,15 @@ class Gate:
             task=message.actor_name,
             criticality=criticality_of(message, task),
             routes=task.routes(),
-            models=tuple(task.models or sorted(self.health.models.get(message.actor_name, ()))),
+            models=tuple(task.models or self.learned(message.actor_name, task.routes()[0])),
             expires_at=expires_ms / 1000 if isinstance(expires_ms, int | float) else None,
             reroute_when_deferrable=task.reroute_when_deferrable,
         )
+
+    def learned(self, task: str, primary: str) -> list[str]:
+        """The models that a task was seen to call. One that its route never knew says nothing of its other jobs."""
+        models = sorted(self.health.models.get(task, ()))
+        return [model for model in models if self.health.view(breaker_key(primary, model)).parked != "model"]
 
     def verdict(self, message: MessageProxy) -> Hold | GiveBack | Expire | None:
         """Whether a message must not run now. None: let it run; where to is decided call by call."""

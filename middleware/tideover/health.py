@@ -17,7 +17,7 @@ from tideover.core.breaker import CLOSED, Breaker, Transition, moved, together
 from tideover.core.job import Job
 from tideover.core.outcome import OK, Outcome, of_task_error
 from tideover.core.route import WHOLE, Hop, above, breaker_key, route_key, task_key
-from tideover.evidence import Flight, Flights
+from tideover.evidence import MOST_KEYS, Flight, Flights
 from tideover.reporting import FLUSH_S, Reporter, quiet_s
 from tideover.settings import Mode, Settings
 from tideover.store.breakers import Breakers
@@ -100,6 +100,8 @@ class Health:
     def begin(self, route: str, model: str, job_id: str, *, streams: bool) -> Flight:
         """Notes that a call begins; of a whole route (`*`) a knock at its front door. Until its end it may become overdue."""
         key = route_key(route) if model == WHOLE else breaker_key(route, model)
+        if key not in self.views and len(self.views) >= MOST_KEYS:
+            key = route_key(route)
         eras = self.views.get(key, CLOSED).era, self.views.get(route_key(route), CLOSED).era
         return self.flights.begin(Flight(route, key, job_id, streams, eras))
 

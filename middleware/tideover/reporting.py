@@ -180,6 +180,8 @@ class Reporter:
         """What a refused credential, spent money or an unknown model means: an outage, our own trouble, or a parked route."""
         now, route, digest = clock.now(), route_key(flight.route), self.credential(flight.route)
         key = flight.key if outcome.kind == "model" else route
+        if outcome.kind == "model" and key == route:  # one of too many names
+            return
         if outcome.kind == "model" and now - self.health.views.get(key, CLOSED).ok_at < WORKED_S:
             self._unsent.failed(key, flight.eras[0], flight.job_id, outcome.why)
             return

@@ -551,7 +551,7 @@ def test_explain(shop: Shop) -> None:
     assert [line["event"] for line in told["story"]] == ["enqueued", "held"]
     assert told["story"][1]["words"].endswith(f"waits for {KEY}; last failure: anthropic: 529 overloaded_error")
     (way,) = told["ways"]
-    assert way["words"].startswith("is open (529 overloaded_error): about six probes in a row must be answered; next probe in ")
+    assert way["words"].startswith("is open (529 overloaded_error): about ten probes in a row must be answered; next probe in ")
     assert way["expected_at"] is not None
     events = [row["event"] for row in shop.ask("explain", job_id).rows]
     assert events[:6] == ["enqueued", "held", "now", "tenant", "tag", "expected"]
@@ -748,7 +748,7 @@ def test_a_breaker_is_explained(shop: Shop) -> None:
     assert (KEY, "open", "open", 5, 5) == (told["key"], told["state"], told["computed"], told["calls"], told["failed"])
     assert told["blackout"] >= told["threshold"] == 12
     assert "529 overloaded_error" == told["why"]
-    assert "about six probes in a row must be answered" in told["would_close"]
+    assert "about ten probes in a row must be answered" in told["would_close"]
     assert "5 of 5 calls failed since the charts left zero" in found["evidence"]
     row = shop.ask("breaker", "explain", KEY).rows[0]
     assert (KEY, "open", "5") == (row["key"], row["state"], row["failed"])

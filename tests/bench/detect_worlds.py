@@ -33,7 +33,7 @@ from tideover.core.policy import BreakerPolicy
 
 TICK_S = 0.05
 """How often a process sends its evidence."""
-GAP_S, FIRST_GAP_S = 0.5, 2.0
+GAP_S, BURST_GAP_S, FIRST_GAP_S = 0.5, 0.3, 2.0
 CLIENT_TIMEOUT_S = 60.0
 WARM_S = 60.0
 """Healthy traffic before an onset at 0."""
@@ -282,7 +282,7 @@ class Recovery:
 
 
 def burst(outage: Outage, luck: random.Random, at: float) -> tuple[bool, float, int]:
-    """A first probe, and once one is answered another after each `GAP_S`, whether or not those before were; what they say."""
+    """A first probe, and once one is answered another after each `BURST_GAP_S`; what they say, when, and how many they were."""
 
     def asked(began: float) -> tuple[float, bool]:
         failed = luck.random() < outage.share_at(began)
@@ -294,10 +294,10 @@ def burst(outage: Outage, luck: random.Random, at: float) -> tuple[bool, float, 
         if not under_way or next_at <= under_way[0][0]:
             heappush(under_way, asked(next_at))
             now, made = next_at, made + 1
-            next_at += GAP_S if weight else FIRST_GAP_S
+            next_at += BURST_GAP_S if weight else FIRST_GAP_S
         else:
             now, failed = heappop(under_way)
-            next_at = min(next_at, now + GAP_S) if weight == 0.0 else next_at
+            next_at = min(next_at, now + BURST_GAP_S) if weight == 0.0 else next_at
             weight = weigh(weight, answered=not failed)
     return says, now, made
 

@@ -172,7 +172,7 @@ def test_a_key_that_never_worked_parks_its_route(shop: Shop, monkeypatch: pytest
     job = shop.summary.send("held")
     shop.until_all("held", [job])
     shop.until(lambda: breaker(shop, route_key("anthropic")).parked == "auth", "the route is parked")
-    assert {"accepted": 1, "held": 1} == shop.books()
+    shop.until(lambda: {"accepted": 1, "held": 1} == shop.books(), "it is held, and stays so")
     monkeypatch.setenv("ANTHROPIC_API_KEY", shop.primary_key)
     tideover_settings.forget()
     assert shop.result(job)
@@ -212,6 +212,26 @@ def test_a_model_that_the_route_never_knew_is_parked_alone(shop: Shop) -> None:
     shop.send(shop.reply, 6, "r")
     shop.until(lambda: breaker(shop, key_of(shop)).generation > 1, "it opens again")
     assert "" == breaker(shop, key_of(shop)).parked
+
+
+def test_made_up_models_make_no_breakers_without_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever calls ever new names fills neither memory nor Redis, and parks no route."""
+    monkeypatch.setattr("tideover.health.MOST_KEYS", 4)
+
+    @ai_task(criticality="deferrable", max_retries=0)
+    def fuzzy(n: int) -> None:
+        claude().messages.create(**{**shop.question("fuzzy"), "model": f"model-{n}"})
+
+    shop.work()
+    shop.result(shop.summary.send("first"))
+    shop.until(lambda: len(health(shop).views) >= 2, "its breakers are known")
+    shop.primary.fail(Fault.NOT_FOUND, models=["model-"])
+    for n in range(12):
+        fuzzy.send(n)
+        shop.until(lambda: len(shop.calls("fuzzy")) > n, "it was called")  # noqa: B023
+    assert "closed" == breaker(shop, route_key("anthropic")).state
+    assert shop.result(shop.summary.send("last"))
+    assert len(shop.breakers.keys_known()) < 12
 
 
 # throttling
@@ -288,7 +308,7 @@ def test_a_route_recovers_with_no_traffic_at_all(shop: Shop) -> None:
         shop.backlog.expire("default", list(shop.backlog.browse([group])))
     shop.heal()
     shop.until(lambda: shop.breaker().state == "closed", "it is closed")
-    assert shop.registry.counters()["probes"] >= 6
+    assert shop.registry.counters()["probes"] >= 10
 
 
 def test_a_route_that_may_not_be_probed_is_tried_by_held_jobs(shop: Shop) -> None:

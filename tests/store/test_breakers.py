@@ -45,7 +45,7 @@ def test_the_script_moves_the_charts_as_the_core_does(
     for batch in batches:
         charts = detector.after(charts, batch, Steps.of(base))
         read = report(house, *batch, base=base).breaker.charts
-        assert (charts.calls, charts.failed, charts.ok) == (read.calls, read.failed, read.ok)
+        assert (charts.calls, charts.failed, charts.ok, charts.row) == (read.calls, read.failed, read.ok, read.row)
         now = pytest.approx((charts.brownout, charts.blackout, charts.majority), abs=1e-4)
         assert now == (read.brownout, read.blackout, read.majority)
 
@@ -145,6 +145,7 @@ def test_a_closed_breaker_may_be_probed_without_moving(house: House) -> None:
     assert ("closed", 1, taken.charts) == (house.breaker().state, house.breaker().fence, house.breaker().charts)
     house.breakers.end_probe(KEY, taken.fence)
     assert 0 == house.breaker().probing_until
+    house.breakers.end_probe(KEY, taken.fence)  # twice does no harm
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from tideover.store.client import FAILED
 EVERY_S = 0.1
 AT_ONCE = 4
 GAP_S = 0.5
+"""Between probes where there is doubt."""
+BURST_GAP_S = 0.3
 """Between the probes of a burst, whether or not those before were answered: first tokens may take seconds."""
 FIRST_GAP_S = 2.0
 """The same before any of them was answered."""
@@ -38,6 +40,10 @@ APART_S = 5.0
 MOST_AT_ONCE = 40
 """Probes of a burst that no answer decides."""
 HOUR_S = 3600.0
+SPENT_S = 60.0
+"""How often it is asked once the probes of the hour are spent."""
+YOUNG_S, OLD_GAP_S = 60.0, 5.0
+"""Who is suspect for longer is asked less often: then held jobs try it, too."""
 
 
 class Prober:
@@ -81,7 +87,7 @@ class Prober:
         made = self._made.setdefault(key, deque())
         while made and clock.monotonic() - made[0] > HOUR_S:
             made.popleft()
-        return len(made) < self.health.policy.max_probes_per_hour
+        return len(made) < self.health.policy.max_probes_per_hour or clock.monotonic() - made[-1] > SPENT_S
 
     def _waits_for_route(self, key: str) -> bool:
         """Whether the whole route is down, so that asking one of its models is in vain."""
@@ -140,9 +146,10 @@ class Prober:
             outcome = self._ask(key, knocks=nth == 0)
             self.health.end(flight, OK if outcome.answered else outcome)
             self.health.flush()
-            if next_probe_at(replace(self.health.views.get(key, taken), probing_until=0.0), 0.0, self.health.policy) is None:
+            view, now = replace(self.health.views.get(key, taken), probing_until=0.0, seen_at=0.0), clock.now()
+            if view.is_down or next_probe_at(view, now, self.health.policy) is None:
                 break
-            if self.health.views.get(key, taken).is_down or self._stop.wait(GAP_S):
+            if self._stop.wait(OLD_GAP_S if view.state == "suspect" and now - view.since > YOUNG_S else GAP_S):
                 break
         self.health.breakers.end_probe(key, taken.fence)
 
@@ -160,11 +167,11 @@ class Prober:
             if (says := burst_says(weight)) is not None:
                 return says, outcome
             self._askers.submit(lambda knocks: answers.put(self._ask(key, knocks=knocks)), nth == 0)
-            next_at = clock.monotonic() + (GAP_S if weight else FIRST_GAP_S)
+            next_at = clock.monotonic() + (BURST_GAP_S if weight else FIRST_GAP_S)
             while burst_says(weight) is None and (left_s := next_at - clock.monotonic()) > 0:
                 with suppress(Empty):
                     outcome = answers.get(timeout=left_s)
-                    next_at = min(next_at, clock.monotonic() + GAP_S) if weight == 0.0 else next_at
+                    next_at = min(next_at, clock.monotonic() + BURST_GAP_S) if weight == 0.0 else next_at
                     weight = weigh(weight, answered=outcome.answered)
             if self._stop.is_set():
                 return None, outcome

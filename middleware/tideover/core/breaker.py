@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 from zlib import crc32
 
-from tideover.core.detector import Base, Charts, is_down, is_suspect
+from tideover.core.detector import Base, Charts, is_calm, is_down, is_suspect
 from tideover.core.policy import BreakerPolicy
 
 State = Literal["closed", "suspect", "open", "half-open", "recovering"]
@@ -48,6 +48,8 @@ DOUBT = 2.0
 """Where the blackout chart must stand for a probe to help: one failure. Where few jobs run, waiting for the next takes long."""
 BUSY_PER_S = 2.0
 """With so many calls a second nobody needs to ask."""
+SILENT_S = 2.0
+"""...unless nobody has called for so long, because what can wait is held."""
 LONG_S = 3600.0
 """An outage of so long is asked half as often."""
 PROBE_GROWTH, PROBE_JITTER = 1.15, 0.25
@@ -60,8 +62,9 @@ MASS = 10
 BURST_OK, BURST_FAILED = 0.865, -2.48
 """What an answered and a failed probe weigh: ln(0.95 / 0.4) and ln(0.05 / 0.6), a well route against one that fails 60 %
 (Wald 1945)."""
-BURST_ACCEPT, BURST_REJECT = 4.6, -1.5
-"""Six in a row close; a first that fails, or a third of them, reopens."""
+BURST_ACCEPT, BURST_REJECT = 8.2, -1.5
+"""Ten in a row close; a first that fails, or a third of them, reopens. Six would do for a provider that is down altogether, but
+one that answers every other call would be taken for well seven times in an hour (`tests/bench/detect.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +92,8 @@ class Breaker:
     """What all processes know of one route and model. Instants are unix time, 0: never.
 
     `since`: of this state; `opened_at`: the opening of this generation; `recovered_at`: when probes last answered; `braked_at`:
-    the last brake; `began_at`: when the charts began; `ok_at`: the last success; `throttled_until`: the provider asked for
+    the last brake; `began_at`: when the charts began; `ok_at`: the last success; `seen_at`: the last
+    evidence; `throttled_until`: the provider asked for
     quiet until then; `probing_until`: somebody probes until then, with the number `fence`; `probe_at`: of a parked one, when
     it is asked again (0: not before somebody says so). `why`: the last failure, in a few words; `probed_at`, `probe_said`: the
     end of the last burst of probes; `credential`: digest of the
@@ -105,6 +109,7 @@ class Breaker:
     braked_at: float = 0.0
     began_at: float = 0.0
     ok_at: float = 0.0
+    seen_at: float = 0.0
     throttled_until: float = 0.0
     probing_until: float = 0.0
     probe_at: float = 0.0
@@ -184,6 +189,8 @@ def moved(breaker: Breaker, change: Transition, now: float) -> Breaker:
             return replace(anew(after, now), since=breaker.since, braked_at=now)
         case _, "recovering":
             return replace(anew(after, now), recovered_at=now)
+        case "suspect", "closed":
+            return anew(after, now)
         case "recovering", "closed":
             return replace(anew(after, now), generation=breaker.generation + 1)
         case _:
@@ -214,7 +221,7 @@ def judge(breaker: Breaker, by: Witnesses, *, now: float, waiting: bool, policy:
             return Transition(to="open", why=told)
         case "closed" if by.agree and doubted:
             return Transition(to="suspect", why=told)
-        case "suspect" if breaker.charts.highest < h / 4:
+        case "suspect" if is_calm(breaker.charts, h):
             return Transition(to="closed", why="calm again")
         case "recovering" if by.agree and is_at_floor(breaker, now):
             return Transition(to="open", why=told) if is_down(breaker.charts, h) else None
@@ -270,7 +277,8 @@ def next_probe_at(breaker: Breaker, now: float, policy: BreakerPolicy) -> float 
             return breaker.probing_until
         case "closed" | "suspect" | "recovering":
             doubt = breaker.state == "suspect" or breaker.charts.blackout >= DOUBT
-            return breaker.probing_until if doubt and breaker.base.per_s < BUSY_PER_S else None
+            silent = breaker.base.per_s < BUSY_PER_S or now - breaker.seen_at >= SILENT_S
+            return breaker.probing_until if doubt and silent else None
 
 
 def is_probe_due(breaker: Breaker, now: float, policy: BreakerPolicy) -> bool:
@@ -286,7 +294,7 @@ def weigh(weight: float, *, answered: bool) -> float:
 def burst_says(weight: float) -> bool | None:
     """Whether the route is back; None: ask on.
 
-    >>> [burst_says(weigh(0.0, answered=False)), burst_says(5 * BURST_OK), burst_says(6 * BURST_OK)]
+    >>> [burst_says(weigh(0.0, answered=False)), burst_says(9 * BURST_OK), burst_says(10 * BURST_OK)]
     [False, None, True]
     """
     if weight >= BURST_ACCEPT:

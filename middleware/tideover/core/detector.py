@@ -45,6 +45,9 @@ TOP = 1.25
 MAJORITY_H = 2.7
 """Of the majority chart, while no brown-out is known: four failures that no success interrupts."""
 
+CALM_ROW = 45
+"""Were one call in ten to fail, so many in a row went well once in a hundred times."""
+
 WARM_CALLS = 6
 WARM_S = 10.0
 """First tokens, or seconds, before the brown-out chart may act. Errors are quicker than answers: one sees them first."""
@@ -52,7 +55,10 @@ WARM_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charts:
-    """Where the charts stand. `calls`, `failed`: since all of them were last at 0; `ok`: first tokens since they began."""
+    """Where the charts stand.
+
+    `calls`, `failed`: since all of them were last at 0; `ok`: first tokens since they began; `row`: since the last failure.
+    """
 
     brownout: float = 0.0
     blackout: float = 0.0
@@ -60,6 +66,7 @@ class Charts:
     calls: int = 0
     failed: int = 0
     ok: int = 0
+    row: int = 0
 
     @property
     def highest(self) -> float:
@@ -163,6 +170,7 @@ def after(charts: Charts, runs: Iterable[Run], steps: Steps) -> Charts:
             calls=charts.calls + (0 if kind == "back" else n),
             failed=max(0, charts.failed + (n if kind == "failed" else -n if kind == "back" else 0)),
             ok=charts.ok + (0 if kind == "failed" else n),
+            row=0 if kind == "failed" else charts.row + n,
         )
         charts = new if new.highest > 0 else replace(new, calls=0, failed=0)
     return charts
@@ -176,6 +184,11 @@ def is_warm(charts: Charts, age_s: float) -> bool:
 def is_suspect(charts: Charts, h: float, age_s: float) -> bool:
     """Whether what can wait should wait: a chart is halfway to its threshold `h`."""
     return charts.blackout >= h / 2 or (charts.brownout >= h / 2 and is_warm(charts, age_s))
+
+
+def is_calm(charts: Charts, h: float) -> bool:
+    """Whether what was suspect is so no more: its charts are low, or too many calls in a row went well."""
+    return charts.highest < h / 4 or charts.row >= CALM_ROW
 
 
 def is_brownout(charts: Charts, h: float) -> bool:

@@ -136,7 +136,7 @@ def would_close(key: str, own: Breaker, seen: Breaker, probe_at: float | None, n
         case "recovering":
             return "it closes once it has stood its time without failures"
         case "half-open":
-            return "it is being asked now; about six answers in a row say that it is back"
+            return "it is being asked now; about ten answers in a row say that it is back"
         case "open" if own.parked == "paused":
             return f"mend the task, then `tideover breaker resume {key}`"
         case "open":
@@ -147,7 +147,7 @@ def would_close(key: str, own: Breaker, seen: Breaker, probe_at: float | None, n
                 "model": "its model map must be mended",
             }
             first = f"{mend[own.parked]}; " if own.parked in mend else ""
-            return f"{first}about six probes in a row must be answered{when}"
+            return f"{first}about ten probes in a row must be answered{when}"
 
 
 def evidence_of(told: BreakerStatus) -> str:

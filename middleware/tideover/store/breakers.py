@@ -23,6 +23,7 @@ INSTANTS = (
     "braked_at",
     "began_at",
     "ok_at",
+    "seen_at",
     "throttled_until",
     "probing_until",
     "probe_at",
@@ -31,7 +32,7 @@ INSTANTS = (
 NUMBERS = ("generation", "era", "probes_failed", "fence", "flaps")
 VERSION = "version"
 CHARTS = ("brownout", "blackout", "majority")
-COUNTS = ("calls", "failed", "ok")
+COUNTS = ("calls", "failed", "ok", "row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,8 @@ class Breakers:
                 others += [name, getattr(after, name)]
         if after.began_at != seen.began_at:
             others += [item for name in (*CHARTS, *COUNTS) for item in (name, 0)]
+        if not instants and not others:
+            return True
         args = [key, seen.state, seen.generation, seen.era, seen.fence, counter, self.keys.news, len(instants) // 2]
         keys = [self.keys.breaker(key), self.keys.failing(key), self.keys.counters, self.keys.breakers]
         return bool(self.scripts.run("transition-4", keys, [*args, *instants, *others]))

@@ -17,7 +17,7 @@ if failing > 0 then
   failing = redis.call('zcard', KEYS[3])
 end
 local b = redis.call('hmget', KEYS[1], 'state', 'era', 'began_ms', 'brownout', 'blackout', 'majority', 'calls', 'failed', 'ok',
-  'base_calls', 'base_failed', 'base_ms', 'throttled_until_ms', 'version')
+  'base_calls', 'base_failed', 'base_ms', 'throttled_until_ms', 'version', 'row')
 local state = b[1] or 'closed'
 local set = {}
 local function put(name, value) set[#set + 1], set[#set + 2] = name, value end
@@ -26,7 +26,7 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
   local s = {tonumber(b[4] or '0'), tonumber(b[5] or '0'), tonumber(b[6] or '0')}
   local calls, failed, ok = tonumber(b[7] or '0'), tonumber(b[8] or '0'), tonumber(b[9] or '0')
   local usual = math.max(s[1], s[2]) < top / 2.5
-  local ended, bad, last = 0, 0, ''
+  local ended, bad, last, row = 0, 0, '', tonumber(b[15] or '0')
   for kind, count in ARGV[4]:gmatch('(%a)(%d+)') do
     local n = tonumber(count)
     for i = 1, 3 do
@@ -39,10 +39,11 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
     elseif kind == 'o' then calls, ok, ended = calls + n, ok + n, ended + n
     else failed, ok, bad = math.max(0, failed - n), ok + n, bad - n end
     if math.max(s[1], s[2]) == 0 then calls, failed = 0, 0 end
+    row = kind == 'f' and 0 or row + n
     last = kind
   end
   put('brownout', tostring(s[1])) put('blackout', tostring(s[2])) put('majority', tostring(s[3]))  -- else a reply cuts them
-  put('calls', calls) put('failed', failed) put('ok', ok)
+  put('calls', calls) put('failed', failed) put('ok', ok) put('row', row) put('seen_ms', now)
   if not b[3] then put('began_ms', now) end
   if ARGV[4]:find('[ob]') then put('ok_ms', now) end
   if usual and math.max(s[1], s[2]) < top / 2.5 then  -- while something is wrong, nobody learns what is usual
