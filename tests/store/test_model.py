@@ -331,6 +331,7 @@ class Model:
         for key, breaker in self.breakers.items():
             if breaker != Breaker():
                 content[k.breaker(key)] = {"state": breaker.state, "generation": breaker.generation}
+        content[k.breakers] = {key for key, breaker in self.breakers.items() if breaker != Breaker()}
         content |= {k.bucket(key): tokens for key, tokens in self.tokens.items()}
         return {key: binary(value) for key, value in content.items() if value or isinstance(value, float | int)}
 
