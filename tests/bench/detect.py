@@ -145,12 +145,12 @@ def show(raw: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     console.print(alarms)
     ends = Table("the return is known after", "p50 s", "p95 s", "premature", "probes", box=None, header_style="bold")
     for name in ENDS:
-        late, premature, probes = zip(*raw[name], strict=True)
-        n = len(late)
+        _, premature, probes = zip(*raw[name], strict=True)
+        n = len(probes)
         ends.add_row(
             name,
-            f"{quantile(late, 0.5):.0f}",
-            f"{quantile(late, 0.95):.0f}",
+            f"{quantile(waited(raw[name]), 0.5):.0f}",
+            f"{quantile(waited(raw[name]), 0.95):.0f}",
             f"{sum(premature) / n:.1f}",
             f"{sum(probes) / n:.0f}",
         )
