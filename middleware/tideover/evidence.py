@@ -17,6 +17,8 @@ MOST_QUEUED = 10_000
 MOST_KEYS = 1000
 """Breakers that one process reports on: more are model names made up at run time."""
 MOST_JOBS = 10_000
+MOST_RUNS = 2000
+"""Of one breaker, while they wait to be sent."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +51,9 @@ class Pending:
             self.runs[-1] = (kind, self.runs[-1][1] + n)
         else:
             self.runs.append((kind, n))
+        if len(self.runs) > MOST_RUNS:  # Redis is gone for long, and will not miss what is so old
+            del self.runs[: MOST_RUNS // 2]
+            self.learned = max(0, self.learned - MOST_RUNS // 2)
 
 
 class Flights:

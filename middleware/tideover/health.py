@@ -31,6 +31,8 @@ REFRESH_S = 1.0
 GONE_S = 0.3
 MOST_MODELS = 50
 """Models learned of one task: more are names made up at run time, not models."""
+LONG_APART_S = 60.0
+"""Who alone finds a route down for so long reroutes its critical jobs: maybe no other process takes them."""
 STATIC_S = 30.0
 """How long the last opinion stands once Redis is gone. Then this process decides by what it sees itself."""
 MOST_PROBES = 4
@@ -48,8 +50,8 @@ class Health:
         """Breakers as computed, by key."""
         self.seen: dict[str, Breaker] = {}
         """What jobs see of them: routes above models, operators above both."""
-        self.apart: dict[str, str] = {}
-        """What only this process finds down, and why: its jobs are better off elsewhere."""
+        self.apart: dict[str, float] = {}
+        """What only this process finds down, and since when (monotonic): its jobs are better off elsewhere."""
         self.models: dict[str, frozenset[str]] = {}
         self.mode: Mode = settings.mode
         self.flights = Flights()
@@ -86,8 +88,10 @@ class Health:
             serves = self.settings.route(name).model(model) is not None
             why = refused.get(name, "it could not carry this request" if name in unfit else None)
             why = why if serves else f"it has no model for {model}"
-            apart = key in self.apart or route_key(name) in self.apart
-            hops.append(Hop(name, key, self.view(key), why, serves and name not in unfit, apart))
+            apart_at = self.apart.get(key, self.apart.get(route_key(name)))
+            if apart_at is not None and clock.monotonic() - apart_at > LONG_APART_S:
+                why = why or "this process cannot reach it"
+            hops.append(Hop(name, key, self.view(key), why, serves and name not in unfit, apart_at is not None))
         return tuple(hops)
 
     def is_paused(self, task: str) -> bool:
@@ -220,14 +224,14 @@ class Health:
     def step_apart(self, key: str, why: str) -> None:
         """What only this process finds down: it takes no jobs for it, and leaves them to others."""
         if key not in self.apart:
-            self.apart = {**self.apart, key: why}
+            self.apart = {**self.apart, key: clock.monotonic()}
             self.seen = dict(self.seen)  # verdicts that stood do so no longer
             events.process_stepped_apart(key, why)
 
     def rejoin(self, key: str) -> None:
         """This process finds it as the others do, or asked it and was answered."""
         if key in self.apart:
-            self.apart = {other: why for other, why in self.apart.items() if other != key}
+            self.apart = {other: since for other, since in self.apart.items() if other != key}
             self.reporter.forget_own(key)
             self.seen = dict(self.seen)
             events.process_rejoined(key)

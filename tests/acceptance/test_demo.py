@@ -28,7 +28,7 @@ from tideover_worker.demo.story import MODELS, PlannedJob, june_second, of_profi
 from tideover_worker.demo.verdict import verdict
 from tideover_worker.demo.watch import Evidence
 
-WITHIN_S = 60
+WITHIN_S = 150
 COMMAND = [str(Path(sys.executable).with_name("tideover")), "demo"]
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 OPUS, PRIMARY, FALLBACK = "claude-opus-4-8", "anthropic/claude-opus-4-8", "openai/claude-opus-4-8"

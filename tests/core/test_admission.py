@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tideover.core import admission
-from tideover.core.admission import Expire, Hold, Reroute, Run, Verdict, decide
+from tideover.core.admission import Expire, GiveBack, Hold, Reroute, Run, Verdict, decide
 from tideover.core.breaker import CLOSED, Breaker, State
 from tideover.core.job import CRITICALITIES, Criticality, Job
 from tideover.core.route import BUSY, FORCED, Hop, Permit
@@ -255,3 +255,14 @@ def test_a_hold_waits_for_something_that_may_come_back(job: Job, hops: tuple[Hop
         assert 1 <= len(waits_for) == len(verdict.wait_key)
         assert job.may_reroute or waits_for == [hops[0]]
         assert sum(hop.breaker.generation for hop in waits_for) == verdict.generation
+
+
+def test_what_only_this_process_cannot_reach_is_left_to_others() -> None:
+    """For a while; then a critical job goes elsewhere, if this process reaches that. What all find down is held as ever."""
+    lone, helped = Hop("a", "a/m", CLOSED, apart=True), Hop("b", "b/m", CLOSED)
+    tired = replace(lone, refused="this process cannot reach it")
+    for hops in ((lone, helped), (tired, replace(helped, apart=True))):
+        assert GiveBack("a/m") == decide(job("critical"), hops, now=NOW)
+    assert Reroute("b") == decide(job("critical"), (tired, helped), now=NOW)
+    assert GiveBack("a/m") == decide(job("deferrable"), (tired, helped), now=NOW)
+    assert Hold(("a/m",), "outage", 3) == decide(job("deferrable"), (replace(lone, breaker=OPEN), helped), now=NOW)

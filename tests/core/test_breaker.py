@@ -167,7 +167,7 @@ def test_a_suspect_route_that_is_calm_again_closes() -> None:
 
 
 def test_a_brown_out_that_is_over_is_not_suspect_for_long() -> None:
-    """However high its charts stood: forty-five calls in a row that went well."""
+    """However high its charts stood: thirty calls in a row that went well."""
     browned = go(with_evidence(CLOSED, *[("failed", 1), ("ok", 2)] * 300), "suspect")
     assert [None, "closed"] == [judged(with_evidence(browned, ("ok", n))) for n in (detector.CALM_ROW - 3, detector.CALM_ROW)]
     assert Charts() == go(browned, "closed").charts

@@ -7,7 +7,7 @@
 | deferrable | run | hold (`suspect`), nothing released | hold (`pace`), released at the pace | hold | hold | expire |
 
 A deferrable task may ask to be rerouted as a critical one is (`reroute_when_deferrable`). A job whose route only this process
-cannot reach is given back to its queue, for another one.
+cannot reach is given back to its queue, for another one; a critical one is rerouted if that has not helped for a minute.
 """
 
 from __future__ import annotations
@@ -88,13 +88,16 @@ def decide(job: Job, chain: Sequence[Hop], *, now: float, permit: Permit | None 
     """The verdict for a job that calls one model. `chain`: its routes for that model, primary first, never empty."""
     if job.expires_at is not None and now >= job.expires_at:
         return Expire()
-    if chain[0].apart and not chain[0].breaker.is_down:
+    apart = chain[0].apart and not chain[0].breaker.is_down
+    if apart and (chain[0].refused is None or not job.may_reroute):
         return GiveBack(chain[0].key)
     open_to_it = chain if job.may_reroute else chain[:1]
     ready = [(hop, readiness(job, hop, now=now, permit=permit)) for hop in open_to_it]
     for hop, answer in ready:
-        if answer == "yes":
+        if answer == "yes" and not (hop.apart and not hop.breaker.is_down):
             return Run(hop.route) if hop is chain[0] else Reroute(hop.route)
+    if apart:
+        return GiveBack(chain[0].key)
     waits_for = [hop for hop, _ in ready if hop.serves or hop is chain[0]]
     answers = {answer for _, answer in ready}
     reason: Reason = "pace" if "pace" in answers else "suspect" if "suspect" in answers else "outage"

@@ -45,8 +45,8 @@ TOP = 1.25
 MAJORITY_H = 2.7
 """Of the majority chart, while no brown-out is known: four failures that no success interrupts."""
 
-CALM_ROW = 45
-"""Were one call in ten to fail, so many in a row went well once in a hundred times."""
+CALM_ROW = 30
+"""Were one call in ten to fail, so many in a row would go well once in 24 times."""
 
 WARM_CALLS = 6
 WARM_S = 10.0
