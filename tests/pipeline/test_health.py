@@ -230,7 +230,6 @@ def test_made_up_models_make_no_breakers_without_end(shop: Shop, monkeypatch: py
         fuzzy.send(n)
         shop.until(lambda: len(shop.calls("fuzzy")) > n, "it was called")  # noqa: B023
     assert "closed" == breaker(shop, route_key("anthropic")).state
-    assert shop.result(shop.summary.send("last"))
     assert len(shop.breakers.keys_known()) < 12
 
 
