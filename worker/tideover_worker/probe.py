@@ -89,6 +89,10 @@ class Prober:
             made.popleft()
         return len(made) < self.health.policy.max_probes_per_hour or clock.monotonic() - made[-1] > SPENT_S
 
+    def _gap_s(self, usual_s: float) -> float:
+        """Between two probes: less than usual where the owner has a route asked much more often than every five seconds."""
+        return min(usual_s, self.health.policy.probe_after_s / 10)
+
     def _waits_for_route(self, key: str) -> bool:
         """Whether the whole route is down, so that asking one of its models is in vain."""
         above = route_key(split_key(key)[0])
@@ -149,7 +153,7 @@ class Prober:
             view, now = replace(self.health.views.get(key, taken), probing_until=0.0, seen_at=0.0), clock.now()
             if view.is_down or next_probe_at(view, now, self.health.policy) is None:
                 break
-            if self._stop.wait(OLD_GAP_S if view.state == "suspect" and now - view.since > YOUNG_S else GAP_S):
+            if self._stop.wait(OLD_GAP_S if view.state == "suspect" and now - view.since > YOUNG_S else self._gap_s(GAP_S)):
                 break
         self.health.breakers.end_probe(key, taken.fence)
 
@@ -167,11 +171,11 @@ class Prober:
             if (says := burst_says(weight)) is not None:
                 return says, outcome
             self._askers.submit(lambda knocks: answers.put(self._ask(key, knocks=knocks)), nth == 0)
-            next_at = clock.monotonic() + (BURST_GAP_S if weight else FIRST_GAP_S)
+            next_at = clock.monotonic() + (self._gap_s(BURST_GAP_S) if weight else FIRST_GAP_S)
             while burst_says(weight) is None and (left_s := next_at - clock.monotonic()) > 0:
                 with suppress(Empty):
                     outcome = answers.get(timeout=left_s)
-                    next_at = min(next_at, clock.monotonic() + BURST_GAP_S) if weight == 0.0 else next_at
+                    next_at = min(next_at, clock.monotonic() + self._gap_s(BURST_GAP_S)) if weight == 0.0 else next_at
                     weight = weigh(weight, answered=outcome.answered)
             if self._stop.is_set():
                 return None, outcome
