@@ -169,7 +169,7 @@ class Health:
             self.note_job(attempt.job.task, attempt.job.id, refused=True)
             self.flush()
             return self.hold_while_paused(attempt.job.task)
-        if attempt.model is None:
+        if attempt.model is None or (attempt.foreign and outcome.kind in ("auth", "quota")):
             return None
         hops = [hop for hop in self.chain(attempt.job, attempt.model, {}) if hop.serves]
         if not hops or not (outcome.counts_as_failure or outcome.kind == "throttle"):
@@ -212,7 +212,7 @@ class Health:
     def move(self, key: str, seen: Breaker, change: Transition) -> bool:
         """Makes a transition, unless another process was faster; says so in the log once for all."""
         if self.is_alone:
-            self.see({key: moved(seen, change, clock.now())})
+            self.see({key: replace(moved(seen, change, clock.now()), version=-1)})  # which no breaker in Redis has
             moved_it = True
         else:
             moved_it = self.breakers.transition(key, seen, change, clock.now())

@@ -218,6 +218,18 @@ def test_who_knows_a_breaker_is_told_what_is_new(house: House) -> None:
     assert house.breaker() == told
 
 
+def test_what_others_reported_is_told_too(house: House) -> None:
+    """However old the caller's view is, and even if its own evidence comes too late to count: it judges by what is true."""
+    report(house, ("failed", 2), process="p2", why="529")
+    late = Batch(era=7, runs=[("failed", 1)])
+    assert house.breaker() == house.breakers.report(KEY, "p1", late, known=CLOSED).breaker
+    known = house.breaker()
+    report(house, ("ok", 40), process="p2")
+    for batch in (late, None):
+        told = house.breakers.report(KEY, "p1", batch, known=known).breaker
+        assert house.breaker() == told != known
+
+
 def test_credentials_are_known_by_digest(house: House) -> None:
     """Each with the time when it last worked; those of other routes are no concern."""
     house.breakers.note_credential("a", "one", 5.0)

@@ -33,6 +33,9 @@ NUMBERS = ("generation", "era", "probes_failed", "fence", "flaps")
 VERSION = "version"
 CHARTS = ("brownout", "blackout", "majority")
 COUNTS = ("calls", "failed", "ok", "row")
+BASE = ("base_calls", "base_failed", "base_ms")
+EVIDENCE = (*CHARTS, *COUNTS, *BASE, "began_ms", "ok_ms", "seen_ms", "throttled_until_ms", "why")
+"""What evidence moves, beside the version: in the order of a short reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +93,8 @@ def base_in(row: Mapping[str, str]) -> Base:
 
 def updated(known: Breaker, row: Mapping[str, str]) -> Breaker:
     """A breaker with what evidence has changed of it."""
-    changes: dict[str, Any] = {name: int(row[f]) / 1000 for name in INSTANTS if (f := instant_field(name)) in row}
-    if "calls" in row:
-        changes["charts"] = charts_in(row)
-    if "base_ms" in row:
-        changes["base"] = base_in(row)
-    return replace(known, **changes, why=row.get("why", known.why))
+    instants: dict[str, Any] = {name: int(row[f]) / 1000 for name in INSTANTS if (f := instant_field(name)) in row}
+    return replace(known, charts=charts_in(row), base=base_in(row), why=row.get("why", ""), **instants)
 
 
 def forced_in(row: Mapping[str, str]) -> Forced | None:
@@ -151,7 +150,11 @@ class Breakers:
         ]
         keys = [k.breaker(key), k.reporters(key), k.failing(key), k.latencies(key), k.breakers]
         row, whole, reporters, failing, now_ms = self.scripts.run("report-5", keys, args)
-        breaker = breaker_of(pairs(row)) if whole or known is None else updated(known, pairs(row))
+        if whole or known is None:
+            breaker = breaker_of(pairs(row))
+        else:
+            values = zip(EVIDENCE, row, strict=True)
+            breaker = updated(known, {name: text(value) for name, value in values if value is not None})
         return Reading(breaker, Witnesses(reporters=int(reporters), failing=int(failing)), int(now_ms) / 1000)
 
     def transition(self, key: str, seen: Breaker, change: Transition, now: float) -> bool:

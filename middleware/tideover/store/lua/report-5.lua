@@ -4,8 +4,8 @@
 --       quiet asked for by the provider (ms; 0 none), latencies ('field n field n'), news channel, time constant of the base
 --       (s), where charts stop (1.25 times their threshold), then up and down of the charts brownout, blackout and majority,
 --       version of the breaker that the caller knows ('' none)
--- Returns the breaker as a flat list (only what is written here, if the caller knows the rest), whether it is whole, reporters,
---       failing, now (unix ms).
+-- Returns the breaker as a flat list (if the caller knows the rest: only what evidence moves, in the order of `EVIDENCE` in
+--       store/breakers.py), whether it is whole, reporters, failing, now (unix ms).
 -- Not idempotent: evidence reported again after a lost reply counts twice. Evidence of another era, or while the breaker is
 -- open, counts not at all.
 local t = redis.call('time')
@@ -78,5 +78,11 @@ if #set > 0 then
   if not b[3] then redis.call('sadd', KEYS[5], ARGV[1]) end
 end
 local known = ARGV[17] ~= '' and ARGV[17] == (b[14] or '0')
-if not known then set = redis.call('hgetall', KEYS[1]) end
-return {set, known and 0 or 1, redis.call('zcard', KEYS[2]), failing, now}
+local row
+if known then
+  row = redis.call('hmget', KEYS[1], 'brownout', 'blackout', 'majority', 'calls', 'failed', 'ok', 'row', 'base_calls',
+    'base_failed', 'base_ms', 'began_ms', 'ok_ms', 'seen_ms', 'throttled_until_ms', 'why')
+else
+  row = redis.call('hgetall', KEYS[1])
+end
+return {row, known and 0 or 1, redis.call('zcard', KEYS[2]), failing, now}
