@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tideover import clock
 from tideover.core import detector
-from tideover.core.breaker import CLOSED, Breaker, Transition, Witnesses, judge, judge_task
+from tideover.core.breaker import CLOSED, Transition, Witnesses, judge, judge_task
 from tideover.core.detector import Charts, Steps, is_down
 from tideover.core.latency import LEAST_S, overdue_s
 from tideover.core.outcome import Outcome
@@ -107,7 +107,7 @@ class Reporter:
             view = self.health.views.get(key, CLOSED)
             if era == view.era:
                 alone = replace(view, charts=charts)
-                change = self._judged(key, alone, Witnesses(), clock.now())
+                change = self.judged(key, Reading(alone, Witnesses(), clock.now()))
                 if change is not None:
                     self.health.move(key, alone, change)
 
@@ -136,7 +136,7 @@ class Reporter:
                 if flight.key != route:
                     self._unsent.took(flight)
                 self._unsent.succeeded(route, route_era)
-                self._worked(flight.route, outcome)
+                self._worked(flight, outcome)
             case "throttle" if self.is_spurious(flight.route, outcome):
                 self._unsent.failed(flight.key, model_era, flight.job_id, f"{outcome.why}, with most of its limit left")
             case "throttle":
@@ -156,12 +156,12 @@ class Reporter:
             return route in self._with_limits and outcome.retry_after_s is None
         return outcome.headroom > SPARE
 
-    def _worked(self, route: str, outcome: Outcome) -> None:
+    def _worked(self, flight: Flight, outcome: Outcome) -> None:
         if outcome.headroom is not None:
-            self._with_limits.add(route)
-        digest, noted_at = self._noted.get(route, ("", -STUDY_S))
-        if clock.monotonic() - abs(noted_at) > STUDY_S:
-            self._noted[route] = (digest, -1.0)
+            self._with_limits.add(flight.route)
+        digest, noted_at = self._noted.get(flight.route, ("", -STUDY_S))
+        if not flight.foreign and clock.monotonic() - abs(noted_at) > STUDY_S:
+            self._noted[flight.route] = (digest, -1.0)
 
     def _note_credential(self, route: str) -> None:
         digest = self.credential(route)
@@ -212,7 +212,7 @@ class Reporter:
         reading = self.breakers.report(key, self.health.process, batch, known=self.health.views.get(key))
         self._reporters = reading.by.reporters
         self._take_in(key, reading)
-        change = self._judged(key, reading.breaker, reading.by, reading.now)
+        change = self.judged(key, reading)
         if change is not None:
             self.health.move(key, reading.breaker, change)
         self._look_at_own(key, reading)
@@ -220,15 +220,19 @@ class Reporter:
     def _take_in(self, key: str, reading: Reading) -> None:
         self.health.see({key: reading.breaker})
 
-    def _judged(self, key: str, breaker: Breaker, by: Witnesses, now: float) -> Transition | None:
+    def judged(self, key: str, reading: Reading, *, waiting: bool = True) -> Transition | None:
+        """What its charts, and the time, do to a breaker. `waiting`: jobs are held for it, or may be."""
+        breaker, now, policy = reading.breaker, reading.now, self.health.policy
         if is_task_key(key):
-            return judge_task(breaker)
-        return judge(breaker, by, now=now, waiting=True, policy=self.health.policy)
+            return judge_task(breaker, now=now, waiting=waiting, policy=policy)
+        return judge(breaker, reading.by, now=now, waiting=waiting, policy=policy)
 
     def _look_at_own(self, key: str, reading: Reading) -> None:
         """Trouble that only this process has is its own; what others see as well is theirs, too."""
         era, charts = self._own.get(key, (0, Charts()))
         breaker = reading.breaker
+        if is_task_key(key):  # a defect of its code: no other process would fare better
+            return
         if reading.by.agree or breaker.is_down:
             self.health.rejoin(key)
         elif era == breaker.era and is_down(charts, breaker.base.threshold):

@@ -219,14 +219,29 @@ def test_a_judgement_is_always_legal(state: State, ok: int, failed: int, age_s: 
     assert to is None or not breaker.is_down
 
 
+def judged_task(breaker: Breaker, *, waiting: bool = True) -> Transition | None:
+    return judge_task(breaker, now=NOW, waiting=waiting, policy=POLICY)
+
+
+def test_a_resumed_task_is_closed_once_it_has_stood_its_time() -> None:
+    """Sooner where nothing waits for it; and paused again if its jobs are refused again."""
+    resumed = Breaker(state="recovering", since=NOW - POLICY.settle_s)
+    assert judged_task(resumed) is None
+    assert Transition(to="closed", why="recovered") == judged_task(resumed, waiting=False)
+    assert Transition(to="closed", why="recovered") == judged_task(replace(resumed, since=NOW - POLICY.settle_max_s))
+    again = judged_task(with_evidence(resumed, ("failed", MASS)), waiting=False)
+    assert again is not None
+    assert "paused" == again.parked
+
+
 def test_a_task_whose_jobs_are_suddenly_refused_is_paused() -> None:
     """Ten distinct jobs, most of them; neither nine, nor a task that always had its share of wrong requests."""
     well = with_evidence(CLOSED, ("ok", 200))
-    assert judge_task(with_evidence(well, ("failed", MASS - 1))) is None
-    change = judge_task(with_evidence(well, ("failed", MASS)))
+    assert judged_task(with_evidence(well, ("failed", MASS - 1))) is None
+    change = judged_task(with_evidence(well, ("failed", MASS)))
     assert Transition(to="open", why="10 of 10 jobs were refused as wrong", parked="paused") == change
     sometimes: list[Run] = [("failed", 1), ("ok", 2)]
-    assert judge_task(with_evidence(well, *sometimes * 50)) is None
+    assert judged_task(with_evidence(well, *sometimes * 50)) is None
     paused = go(well, "open", parked="paused")
     assert next_probe_at(paused, NOW + 1e6, POLICY) is None
 

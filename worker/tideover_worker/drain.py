@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tideover import clock, events
-from tideover.core.breaker import Breaker, judge
+from tideover.core.breaker import Breaker
 from tideover.core.fairness import in_turns
 from tideover.core.job import CRITICAL_SUFFIX
 from tideover.core.pacing import rate
@@ -114,7 +114,6 @@ def settle(gate: Gate, waited_for: set[str]) -> None:
     for key, view in list(health.views.items()):
         if view.state in ("recovering", "suspect"):
             reading = health.breakers.report(key, health.process)
-            waiting = key in waited_for
-            change = judge(reading.breaker, reading.by, now=reading.now, waiting=waiting, policy=health.policy)
+            change = health.reporter.judged(key, reading, waiting=key in waited_for)
             if change is not None:
                 health.move(key, reading.breaker, change)

@@ -227,23 +227,27 @@ def judge(breaker: Breaker, by: Witnesses, *, now: float, waiting: bool, policy:
             return Transition(to="open", why=told) if is_down(breaker.charts, h) else None
         case "recovering" if by.agree and doubted:
             return Transition(to="recovering", why=told)
-        case "recovering" if now - breaker.since >= (policy.settle_max_s if waiting else policy.settle_s) and not doubted:
+        case "recovering" if has_settled(breaker, now, waiting=waiting, policy=policy) and not doubted:
             return Transition(to="closed", why="recovered")
     return None
 
 
-def judge_task(breaker: Breaker) -> Transition | None:
+def judge_task(breaker: Breaker, *, now: float, waiting: bool, policy: BreakerPolicy) -> Transition | None:
     """Pauses a task when most of its jobs are refused as wrong, and were not before: a defect that all of them share."""
     charts = breaker.charts
-    if (
-        breaker.is_down
-        or charts.failed < MASS
-        or 2 * charts.failed < charts.calls
-        or not is_down(charts, breaker.base.threshold)
-    ):
+    if breaker.is_down:
         return None
-    why = f"{charts.failed} of {charts.calls} jobs were refused as wrong"
-    return Transition(to="open", why=why, parked="paused")
+    if charts.failed >= MASS and 2 * charts.failed >= charts.calls and is_down(charts, breaker.base.threshold):
+        why = f"{charts.failed} of {charts.calls} jobs were refused as wrong"
+        return Transition(to="open", why=why, parked="paused")
+    if breaker.state == "recovering" and has_settled(breaker, now, waiting=waiting, policy=policy):
+        return Transition(to="closed", why="recovered")
+    return None
+
+
+def has_settled(breaker: Breaker, now: float, *, waiting: bool, policy: BreakerPolicy) -> bool:
+    """Whether a recovering breaker has stood its time."""
+    return now - breaker.since >= (policy.settle_max_s if waiting else policy.settle_s)
 
 
 def is_at_floor(breaker: Breaker, now: float) -> bool:
