@@ -57,6 +57,8 @@ class Attempt:
     """Another process is to run it, because only this one cannot reach its route."""
     model: str | None = None
     """The model of its latest call, as the task names it."""
+    foreign: bool = False
+    """Its latest call went out with a credential that is not its route's own."""
     unfit: set[str] = field(default_factory=set)
     """Routes that could not carry what was asked of them."""
     detail: str = ""

@@ -231,6 +231,7 @@ def try_route(
     finally:
         health.free_slot(route)
     assert not isinstance(tried, bool | None)
+    flight.foreign = attempt.foreign = tried.foreign
     if tried.streaming:
         health.flights.first_token(flight)
     tried.tell(lambda outcome: health.end(flight, outcome))

@@ -23,7 +23,8 @@ MOST_RUNS = 2000
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One call under way. `counted`: it was overdue, and counts as failed until it turns out well."""
+    """One call under way. `counted`: it was overdue, and counts as failed until it turns out well.
+    `foreign`: it went out with a credential that is not the route's own."""
 
     route: str
     key: str
@@ -34,6 +35,7 @@ class Flight:
     began: float = field(default_factory=clock.monotonic)
     first_s: float | None = None
     counted: bool = False
+    foreign: bool = False
 
 
 @dataclass(slots=True)

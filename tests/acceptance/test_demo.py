@@ -88,9 +88,8 @@ def test_june_second(tmp_path: Path) -> None:
     assert numbers["jobs"] == account["accepted"] == account["succeeded"]
     assert numbers["jobs_held"] > 0
     assert numbers["jobs_rerouted"] > 0
-    assert {move["breaker"] for move in said["breakers"] if move["state"] == "open"} == {
-        f"anthropic/{model}" for model in MODELS
-    }
+    opened = {move["breaker"] for move in said["breakers"] if move["state"] == "open"}
+    assert f"anthropic/{OPUS}" in opened <= {f"anthropic/{model}" for model in MODELS}  # of the other few calls are made
 
 
 @pytest.mark.slow

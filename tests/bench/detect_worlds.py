@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from tideover.core.breaker import (
-    BUSY_PER_S,
-    DOUBT,
     Breaker,
     Transition,
     Witnesses,
     burst_says,
+    is_probe_due,
     judge,
     moved,
     probe_wait_s,
@@ -102,9 +101,9 @@ def ours(world: World, seed: int, until: float) -> Seen:
     found, probing = Seen(), False
     while events and (event := heappop(events))[0] < until:
         now, n, kind = event
-        breaker = replace(breaker, charts=after(breaker.charts, [(kind, 1)], Steps.of(breaker.base)))
+        breaker = replace(breaker, charts=after(breaker.charts, [(kind, 1)], Steps.of(breaker.base)), seen_at=now)
         probing = probing and n >= 0
-        if now >= 0 and not probing and breaker.charts.blackout >= DOUBT and breaker.base.per_s < BUSY_PER_S:
+        if now >= 0 and not probing and is_probe_due(breaker, now, POLICY):
             probing = True
             heappush(events, (tick(now + GAP_S + lateness(world, luck)), -1, probe(world, luck, now)))
         if now >= 0 and is_brownout(breaker.charts, threshold(breaker, now)):
@@ -232,7 +231,7 @@ def false_alarms(rate: float, usual: float, days: float, seed: int) -> tuple[int
         row = math.floor(math.log(1 - luck.random()) / math.log(1 - usual))
         at += luck.gammavariate(row + 1, 1 / rate)
         charts = after(breaker.charts, [("ok", row), ("failed", 1)], steps)
-        while charts.blackout >= DOUBT and rate < BUSY_PER_S:  # probes ask
+        while is_probe_due(replace(breaker, charts=charts, seen_at=at), at, POLICY):
             charts = after(charts, [("failed" if luck.random() < usual else "ok", 1)], steps)
             if charts.blackout >= base.threshold:
                 break

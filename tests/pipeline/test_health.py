@@ -6,10 +6,11 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import anthropic
 import dramatiq
 import pytest
 
-from tideover import Tideover, ai_task, claude, clock, ops, text_of
+from tideover import Tideover, ai_task, claude, clock, ops, text_of, wrap
 from tideover import settings as tideover_settings
 from tideover.core.breaker import MASS, Breaker, Transition
 from tideover.core.latency import UNKNOWN_S
@@ -100,8 +101,9 @@ def test_a_hang_is_seen_while_the_calls_are_open(shop: Shop, monkeypatch: pytest
 
 def test_an_overdue_call_that_turns_out_well_is_taken_back(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow answer is an answer."""
-    monkeypatch.setattr(Reporter, "limit_s", lambda *_: 0.1)
+    monkeypatch.setattr(Reporter, "limit_s", lambda *_, **__: 0.1)
     monkeypatch.setattr("tideover.reporting.LEAST_S", 0.1)
+    shop.configure(primary_options="probe = false")
     shop.work()
     shop.primary.release_hangs = True
     job = hang(shop, 1)[0]
@@ -187,6 +189,23 @@ def test_a_wrong_key_of_one_process_parks_nobody_elses_route(shop: Shop) -> None
     shop.summary.send("elsewhere")
     shop.until(lambda: route_key("anthropic") in health(shop).apart, "it steps apart")
     assert "closed" == breaker(shop, route_key("anthropic")).state
+
+
+def test_a_customers_key_that_is_refused_is_the_jobs_own_failure(shop: Shop) -> None:
+    """Whose client has a key of its own says nothing of the route's, neither when it works nor when it does not."""
+
+    @ai_task(criticality="deferrable", models=[shop.model], max_retries=0)
+    def for_customer(tag: str) -> str:
+        with anthropic.Anthropic(api_key="sk-ant-a-customers-key", base_url=shop.primary.base_url) as client:
+            return text_of(wrap(client).messages.create(**shop.question(tag)))
+
+    shop.work()
+    for_customer.send("r")
+    shop.until(lambda: shop.books().get("failed") == 1, "it fails")
+    assert shop.books() == {"accepted": 1, "failed": 1}
+    assert "closed" == breaker(shop, route_key("anthropic")).state == breaker(shop, key_of(shop)).state
+    assert {} == shop.breakers.credentials("anthropic")
+    assert shop.result(shop.summary.send("the route's own key"))
 
 
 def test_spent_money_parks_the_route_until_its_date(shop: Shop) -> None:

@@ -147,7 +147,11 @@ class Prober:
         route, model = split_key(key)
         for nth in range(MOST_AT_ONCE):
             flight = self.health.begin(route, self._model_of(route, model), f"probe {uuid4()}", streams=True)
-            outcome = self._ask(key, knocks=nth == 0)
+            try:
+                outcome = self._ask(key, knocks=nth == 0)
+            except BaseException:
+                self.health.flights.forget(flight)
+                raise
             self.health.end(flight, OK if outcome.answered else outcome)
             self.health.flush()
             view, now = replace(self.health.views.get(key, taken), probing_until=0.0, seen_at=0.0), clock.now()

@@ -16,6 +16,7 @@ import httpx2
 
 from tideover import clock
 from tideover.core.outcome import OK, Outcome, of_exception, of_message, of_response
+from tideover.errors import ConfigurationError
 from tideover.providers import anthropic as messages
 from tideover.providers import openai_compatible as chat
 from tideover.settings import settings
@@ -44,6 +45,8 @@ class Tried:
     error: Exception | None = None
     losses: tuple[str, ...] = ()
     streaming: bool = False
+    foreign: bool = False
+    """It went out with another credential than the route's own: of a client that the caller built, maybe for a customer."""
 
     def tell(self, report: Callable[[Outcome], None]) -> None:
         """Reports the outcome: now, or of a stream that began well when it has ended."""
@@ -98,10 +101,23 @@ def tried(route: str, request: Any, response: Any, losses: tuple[str, ...] = ())
         outcome = of_message(body)
     else:
         outcome = of_response(http.status_code, http.headers, None if http.is_success else body, now=clock.now())
+    foreign = is_foreign(route, http.request)
+    if foreign and outcome.kind in ("auth", "quota"):  # which says nothing of the route
+        outcome = replace(outcome, kind="caller", scope="job")
     streaming = request.stream and http.is_success and outcome.kind == "ok"
     if outcome.kind == "ok" and any(name in http.headers for name in LIMIT_HEADERS):
         outcome = OK_WITH_LIMITS
-    return Tried(route, outcome, response, losses=losses, streaming=streaming)
+    return Tried(route, outcome, response, losses=losses, streaming=streaming, foreign=foreign)
+
+
+def is_foreign(route: str, request: httpx2.Request) -> bool:
+    """Whether a request carried a key that is not the one which the settings know of its route; False if they know none."""
+    try:
+        own = settings().api_key(route)
+    except ConfigurationError:
+        return False
+    sent = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
+    return own is not None and sent not in ("", own)
 
 
 def failed(route: str, error: Exception) -> Tried:
