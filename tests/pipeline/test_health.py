@@ -293,8 +293,9 @@ def test_a_task_whose_jobs_are_all_refused_is_paused(shop: Shop, operator: Opera
 # one process of several
 
 
-def test_a_process_that_alone_finds_a_route_down_leaves_its_jobs_to_others(shop: Shop) -> None:
+def test_a_process_that_alone_finds_a_route_down_leaves_its_jobs_to_others(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reroutes nothing and holds nothing for long: it gives back, says so, asks, and joins the others again."""
+    monkeypatch.setattr("tideover_worker.probe.APART_S", 0.2)
     shop.configure(**SLOWLY)
     shop.work()
     shop.result(shop.summary.send("first"))
@@ -313,6 +314,24 @@ def test_a_process_that_alone_finds_a_route_down_leaves_its_jobs_to_others(shop:
     shop.heal()
     shop.until(lambda: not health(shop).apart, "it joins the others again")
     assert "anthropic" == shop.result(last)
+
+
+def test_a_process_apart_is_believed_once_nobody_else_reports(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others ended, or have nothing to call: what its probes find opens the breaker for all, and its jobs are held."""
+    monkeypatch.setattr("tideover_worker.probe.APART_S", 0.1)
+    shop.configure(probe_after_s=1, probe_max_s=1)
+    shop.work()
+    shop.primary.fail(Fault.OVERLOADED)
+    health(shop).step_apart(key_of(shop), "529")
+    others_report(shop, key_of(shop), route_key("anthropic"))
+    waiting = shop.summary.send("waits")
+    shop.until(lambda: shop.registry.counters().get("probes", 0) > 2, "it asks")
+    assert "closed" == breaker(shop, key_of(shop)).state
+    shop.broker.client.delete(shop.keys.reporters(key_of(shop)))  # as a minute later
+    shop.until(lambda: breaker(shop, key_of(shop)).is_down, "it is believed")
+    shop.until_all("held", [waiting])
+    shop.heal()
+    assert shop.result(waiting)
 
 
 # zero traffic, and no probes

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from uuid import uuid4
@@ -19,6 +20,7 @@ from tideover import clock, events
 from tideover.core.breaker import Breaker, Transition, burst_says, is_probe_due, next_probe_at, weigh
 from tideover.core.outcome import OK, Outcome
 from tideover.core.route import WHOLE, is_task_key, route_key, split_key
+from tideover.evidence import Flight
 from tideover.health import Health
 from tideover.reporting import parked_wait_s
 from tideover.store.client import FAILED
@@ -144,15 +146,10 @@ class Prober:
 
     def _ask_doubted(self, key: str, taken: Breaker) -> None:
         """Adds evidence where few jobs run: it becomes suspect and opens, or calms down, as any evidence says."""
-        route, model = split_key(key)
         for nth in range(MOST_AT_ONCE):
-            flight = self.health.begin(route, self._model_of(route, model), f"probe {uuid4()}", streams=True)
-            try:
+            with self._flight(key) as flight:
                 outcome = self._ask(key, knocks=nth == 0)
-            except BaseException:
-                self.health.flights.forget(flight)
-                raise
-            self.health.end(flight, OK if outcome.answered else outcome)
+                self.health.end(flight, OK if outcome.answered else outcome)
             self.health.flush()
             view, now = replace(self.health.views.get(key, taken), probing_until=0.0, seen_at=0.0), clock.now()
             if view.is_down or next_probe_at(view, now, self.health.policy) is None:
@@ -162,10 +159,24 @@ class Prober:
         self.health.breakers.end_probe(key, taken.fence)
 
     def _ask_apart(self, key: str) -> None:
-        says, _ = self._burst(key)
+        """What it finds is evidence, too: once nobody else reports, its word is enough to open."""
+        says, outcome = self._burst(key)
         if says:
             self.health.rejoin(key)
+        elif says is False:
+            with self._flight(key) as flight:
+                self.health.end(flight, outcome)
         self._not_before[key] = clock.monotonic() + APART_S
+
+    @contextmanager
+    def _flight(self, key: str) -> Iterator[Flight]:
+        """A call for the evidence; one that does not end says nothing."""
+        route, model = split_key(key)
+        flight = self.health.begin(route, self._model_of(route, model), f"probe {uuid4()}", streams=True)
+        try:
+            yield flight
+        finally:
+            self.health.flights.forget(flight)
 
     def _burst(self, key: str) -> tuple[bool | None, Outcome]:
         """Probes until they say that the route is back, or that it is not (None: there was no time); and the last answer."""
