@@ -26,7 +26,7 @@ from tideover.core.breaker import (
     threshold,
     weigh,
 )
-from tideover.core.detector import MEMORY_S, Base, Charts, Evidence, Steps, after, is_brownout
+from tideover.core.detector import MEMORY_S, Base, Charts, Evidence, Run, Steps, after, is_brownout
 from tideover.core.latency import LEAST_S
 from tideover.core.policy import BreakerPolicy
 
@@ -225,24 +225,25 @@ def false_alarms(rate: float, usual: float, days: float, seed: int) -> tuple[int
     luck, at, until = random.Random(seed), 0.0, days * 86_400
     learned = rate * MEMORY_S
     base = Base(calls=learned, failed=learned * usual)
-    steps, well = Steps.of(base), Breaker(base=base, charts=Charts(ok=100), began_at=-1e6)
+    well = Breaker(base=base, charts=Charts(ok=100), began_at=-1e6)
     breaker, opened, suspected = well, 0, 0
+
+    def takes(run: Run) -> None:
+        nonlocal breaker, opened, suspected
+        breaker = replace(breaker, charts=after(breaker.charts, [run], Steps.of(base)), seen_at=at)
+        change = judge(breaker, ALONE, now=at, waiting=False, policy=POLICY)
+        if change is not None:
+            suspected += change.to == "suspect"
+            opened += change.to == "open"
+            breaker = well if change.to == "open" else moved(breaker, change, at)
+
     while at < until:
         row = math.floor(math.log(1 - luck.random()) / math.log(1 - usual))
         at += luck.gammavariate(row + 1, 1 / rate)
-        charts = after(breaker.charts, [("ok", row), ("failed", 1)], steps)
-        while is_probe_due(replace(breaker, charts=charts, seen_at=at), at, POLICY):
-            charts = after(charts, [("failed" if luck.random() < usual else "ok", 1)], steps)
-            if charts.blackout >= base.threshold:
-                break
-        was_suspect = breaker.state == "suspect" and charts.calls > row
-        breaker = replace(well, charts=charts, state="suspect" if was_suspect else "closed")
-        change = judge(breaker, ALONE, now=at, waiting=False, policy=POLICY)
-        if change is not None and change.to == "suspect":
-            suspected += 1
-            breaker = replace(breaker, state="suspect")
-        elif change is not None and change.to == "open":
-            opened, breaker = opened + 1, well
+        takes(("ok", row))
+        takes(("failed", 1))
+        while is_probe_due(breaker, at, POLICY):
+            takes(("failed" if luck.random() < usual else "ok", 1))
     return opened, suspected
 
 
