@@ -64,6 +64,8 @@ class Attempt:
     detail: str = ""
     """The last failure, in a few words, for the job's story."""
     served: list[Served] = field(default_factory=list)
+    spent: bool = False
+    """It has begun a call."""
     degraded: bool = False
     """It was past its expiry, and its answer is the task's degraded one."""
     limit_s: float | None = None
@@ -80,6 +82,11 @@ class Attempt:
         """Its function has ended: what is decided about it from here on, maybe by a probe, is not its time."""
         if self.cut is not None and not self.cut.expired():
             self.cut.reschedule(None)
+
+    def spend_release(self, key: str) -> bool:
+        """Whether the release of this job paid for the call that begins now: for its first one over the route it waited for."""
+        first, self.spent = not self.spent, True
+        return first and self.permit is not None and self.permit.key == key
 
     @property
     def rerouted(self) -> bool:

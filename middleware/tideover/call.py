@@ -222,7 +222,7 @@ def try_route(
     name = health.settings.route(route).model(model) or model
     if route != attempt.job.routes[0]:
         events.job_rerouted(attempt.job.id, attempt.job.task, route, attempt.detail or refused.get(attempt.job.routes[0], ""))
-    flight = health.begin(route, model, attempt.job.id, streams=streams)
+    flight = health.begin(route, model, attempt.job.id, streams=streams, released=attempt.spend_release(key))
     try:
         tried = yield Try(route, name, key if attempt.job.may_reroute and len(attempt.job.routes) > 1 else None)
     except BaseException:
@@ -232,6 +232,8 @@ def try_route(
         health.free_slot(route)
     assert not isinstance(tried, bool | None)
     flight.foreign = attempt.foreign = tried.foreign
+    if flight.paced and tried.limit is not None:
+        health.flights.limits[flight.key] = tried.limit
     if tried.streaming:
         health.flights.first_token(flight)
     tried.tell(lambda outcome: health.end(flight, outcome))

@@ -47,6 +47,11 @@ def jobs_released(queue: str, n: int, left: int, key: str, rate: float) -> None:
     log().info("jobs_released", queue=queue, n=n, left=left, breaker=key, jobs_per_s=round(rate, 2))
 
 
+def pace_changed(key: str, rate: float, factor: str) -> None:
+    """Another thing than before keeps the pace from being higher."""
+    log().info("pace_changed", breaker=key, calls_per_s=round(rate, 2), limited_by=factor)
+
+
 def job_rerouted(job_id: str, task: str, route: str, why: str) -> None:
     log().info("job_rerouted", job=job_id, task=task, route=route, why=why)
 

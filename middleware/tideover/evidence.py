@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from tideover import clock
 from tideover.core.detector import Evidence, Run
 from tideover.core.latency import bucket_of
 from tideover.core.outcome import OK, Outcome
+from tideover.core.pacing import Felt, Limit
 
 MOST_QUEUED = 10_000
 """Ended calls that wait to be sent; of a flood only the latest are kept."""
@@ -21,10 +23,14 @@ MOST_RUNS = 2000
 """Of one breaker, while they wait to be sent."""
 
 
+Paced = Literal["", "released", "live"]
+
+
 @dataclass(slots=True, eq=False)
 class Flight:
     """One call under way. `counted`: it was overdue, and counts as failed until it turns out well.
-    `foreign`: it went out with a credential that is not the route's own."""
+    `foreign`: it went out with a credential that is not the route's own. `paced`: its route recovers, so that it counts for the
+    pace; a release has paid for it, or it is live."""
 
     route: str
     key: str
@@ -36,6 +42,7 @@ class Flight:
     first_s: float | None = None
     counted: bool = False
     foreign: bool = False
+    paced: Paced = ""
 
 
 @dataclass(slots=True)
@@ -66,9 +73,15 @@ class Flights:
         """In the order in which they began."""
         self._jobs: deque[tuple[str, int, str, bool]] = deque(maxlen=MOST_QUEUED)
         self._ended: deque[tuple[Flight, Outcome]] = deque(maxlen=MOST_QUEUED)
+        self._paced: deque[tuple[Flight, Outcome | None, float]] = deque(maxlen=MOST_QUEUED)
+        """What the pace hears of: calls that began (None), and those that ended, with the seconds they took."""
+        self.limits: dict[str, Limit] = {}
+        """The latest that providers told of their limits, by breaker."""
 
     def begin(self, flight: Flight) -> Flight:
         self._open[id(flight)] = flight
+        if flight.paced:
+            self._paced.append((flight, None, 0.0))
         return flight
 
     def first_token(self, flight: Flight) -> None:
@@ -78,6 +91,8 @@ class Flights:
         self._ended.append((flight, OK))
 
     def end(self, flight: Flight, outcome: Outcome) -> None:
+        if flight.paced:
+            self._paced.append((flight, outcome, clock.monotonic() - flight.began))
         if outcome.kind == "ok" and flight.first_s is not None:
             return
         if self._open.pop(id(flight), None) is not None:
@@ -100,6 +115,10 @@ class Flights:
         while self._ended:
             yield self._ended.popleft()
 
+    def paced(self) -> Iterator[tuple[Flight, Outcome | None, float]]:
+        while self._paced:
+            yield self._paced.popleft()
+
     def overdue(self, limit_s: Callable[[str, bool], float], least_s: float) -> Iterator[Flight]:
         """Calls that should have answered by now, each once. `limit_s`: of a breaker's streams (or plain calls)."""
         now = clock.monotonic()
@@ -109,6 +128,31 @@ class Flights:
             if not flight.counted and now - flight.began >= limit_s(flight.key, flight.streams):
                 flight.counted = True
                 yield flight
+
+
+@dataclass(slots=True)
+class Pressure:
+    """What a recovering route's calls came to since last time, and how many of them no release has paid for."""
+
+    felt: Felt = field(default_factory=Felt)
+    live: int = 0
+
+    def add(self, flight: Flight, outcome: Outcome | None, took_s: float, quiet_s: float) -> None:
+        felt = self.felt
+        match None if outcome is None else outcome.kind:
+            case None:
+                self.felt, self.live = replace(felt, sent=felt.sent + 1), self.live + (flight.paced == "live")
+            case "ok" | "caller":
+                self.felt = replace(felt, ok=felt.ok + 1, took_s=felt.took_s + took_s)
+            case "throttle":
+                self.felt = replace(felt, throttled=felt.throttled + 1, quiet_s=max(felt.quiet_s, quiet_s))
+            case "outage" | "ambiguous" if not flight.counted:
+                self.felt = replace(felt, lost=felt.lost + 1)
+            case _:
+                pass
+
+    def overdue(self) -> None:
+        self.felt = replace(self.felt, lost=self.felt.lost + 1)
 
 
 class Gathered(defaultdict[tuple[str, int], Pending]):

@@ -17,13 +17,14 @@ from tideover.core.breaker import CLOSED, Breaker, Transition, moved, together
 from tideover.core.job import Job
 from tideover.core.outcome import OK, Outcome, of_task_error
 from tideover.core.route import WHOLE, Hop, above, breaker_key, route_key, task_key
-from tideover.evidence import MOST_KEYS, Flight, Flights
+from tideover.evidence import MOST_KEYS, Flight, Flights, Paced
 from tideover.reporting import FLUSH_S, Reporter, quiet_s
 from tideover.settings import Mode, Settings
 from tideover.store.breakers import Breakers
 from tideover.store.client import FAILED
 from tideover.store.keys import BYPASS
 from tideover.store.news import News
+from tideover.store.paces import Paces
 from tideover.store.registry import Registry
 
 STRICTNESS: dict[Mode, int] = {"act": 0, "observe": 1, "bypass": 2}
@@ -44,6 +45,7 @@ class Health:
 
     def __init__(self, settings: Settings, breakers: Breakers, registry: Registry) -> None:
         self.settings, self.breakers, self.registry = settings, breakers, registry
+        self.paces = Paces(breakers.client, breakers.keys)
         self.policy = settings.breaker.policy()
         self.process = uuid4().hex[:12]
         self.views: dict[str, Breaker] = {}
@@ -101,13 +103,17 @@ class Health:
 
     # noting
 
-    def begin(self, route: str, model: str, job_id: str, *, streams: bool) -> Flight:
-        """Notes that a call begins; of a whole route (`*`) a knock at its front door. Until its end it may become overdue."""
+    def begin(self, route: str, model: str, job_id: str, *, streams: bool, released: bool = False) -> Flight:
+        """Notes that a call begins; of a whole route (`*`) a knock at its front door. Until its end it may become overdue.
+
+        `released`: it is the first one of a job whose release was counted by the pace.
+        """
         key = route_key(route) if model == WHOLE else breaker_key(route, model)
         if key not in self.views and len(self.views) >= MOST_KEYS:
             key = route_key(route)
         eras = self.views.get(key, CLOSED).era, self.views.get(route_key(route), CLOSED).era
-        return self.flights.begin(Flight(route, key, job_id, streams, eras))
+        paced: Paced = "" if self.view(key).state != "recovering" else "released" if released else "live"
+        return self.flights.begin(Flight(route, key, job_id, streams, eras, paced=paced))
 
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """Notes how a call ended, without any I/O."""

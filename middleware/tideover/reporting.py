@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -18,7 +19,7 @@ from tideover.core.outcome import Outcome
 from tideover.core.policy import BreakerPolicy
 from tideover.core.route import is_task_key, route_key
 from tideover.errors import ConfigurationError
-from tideover.evidence import Flight, Gathered, Pending
+from tideover.evidence import Flight, Gathered, Pending, Pressure
 from tideover.store.breakers import Batch, Reading
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Reporter:
         self._failed_jobs: dict[str, tuple[int, set[str]]] = {}
         self._unsent = Gathered(self._failed_jobs)
         self._quiet: dict[str, float] = {}
+        self._pressures: defaultdict[str, Pressure] = defaultdict(Pressure)
         self._reporters = 1
         self._parks: list[tuple[Flight, Outcome]] = []
         self._own: dict[str, tuple[int, Charts]] = {}
@@ -96,6 +98,10 @@ class Reporter:
             for (key, era), pending in list(self._unsent.items()):
                 self._send(key, era, pending)
                 del self._unsent[key, era]
+            while self._pressures:
+                key, pressure = next(iter(self._pressures.items()))
+                self.health.paces.feel(key, pressure.felt, live=pressure.live, limit=self.health.flights.limits.pop(key, None))
+                del self._pressures[key]
             if clock.monotonic() - self._studied_at > STUDY_S:
                 self._study()
 
@@ -116,6 +122,10 @@ class Reporter:
         for flight in self.health.flights.overdue(self.limit_s, LEAST_S):
             why = f"no first token within {self.limit_s(flight.key, flight.streams):.0f} s"
             flight.counted = self._unsent.failed(flight.key, flight.eras[0], flight.job_id, why)
+            if flight.paced:
+                self._pressures[flight.key].overdue()
+        for flight, ended, took_s in self.health.flights.paced():
+            self._pressures[flight.key].add(flight, ended, took_s, 0.0 if ended is None else quiet_s(ended))
         for flight, outcome in self.health.flights.ended():
             self._weigh(flight, outcome)
         for key, era, job_id, refused in self.health.flights.jobs():

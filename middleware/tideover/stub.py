@@ -24,7 +24,7 @@ from dramatiq.message import Message
 from tideover import clock
 from tideover.attempt import note_of
 from tideover.core.job import CRITICALITIES, lane
-from tideover.core.pacing import rate
+from tideover.core.pacing import begun, pace_of
 from tideover.store.account import Ledger
 from tideover.store.backlog import PAGE, Backlog
 from tideover.store.breakers import Breakers
@@ -98,7 +98,8 @@ class MemoryBroker(RedisBroker, StubBroker):
         waited_for = breaker_keys_of([group for name in lanes for group in self.backlog.groups(name)])
         breakers = Breakers(self.client, self.keys).read(sorted(waited_for)).values()
         now, policy = clock.now(), settings().drain.policy()
-        return any(settings().mode != "act" or rate(breaker, now=now, policy=policy) > 0 for breaker in breakers)
+        paces = (pace_of(breaker, begun(now, policy), None, now=now, policy=policy) for breaker in breakers)
+        return any(settings().mode != "act" or pace.rate > 0 for pace in paces)
 
     def flush(self, queue_name: str) -> None:
         """Discards what waits in both lanes, delayed jobs included. What is held or running stays."""

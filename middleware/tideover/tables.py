@@ -94,17 +94,18 @@ class BreakerSettings(BaseModel):
 
 
 class DrainSettings(BaseModel):
-    """How fast held jobs go back; see `PacePolicy`."""
+    """How fast a route that was down is used again; see `PacePolicy`."""
 
     model_config = STRICT
 
     start_rate: Annotated[float, Ge(0.01), Le(10_000)] = PACE.start_rate
-    max_rate: Annotated[float, Ge(0.01), Le(10_000)] = PACE.max_rate
     double_s: Annotated[float, Ge(0.01), Le(3600)] = PACE.double_s
+    max_rate: Annotated[float, Ge(0.01), Le(10_000)] | None = PACE.max_rate
+    share: Annotated[float, Ge(0.01), Le(1)] = PACE.share
 
     @model_validator(mode="after")
     def check_whole(self) -> Self:
-        if self.max_rate < self.start_rate:
+        if self.max_rate is not None and self.max_rate < self.start_rate:
             raise ValueError(f"max_rate ({self.max_rate}) is below start_rate ({self.start_rate})")
         return self
 

@@ -782,3 +782,53 @@ def test_a_breaker_that_is_none(shop: Shop, words: tuple[str, ...]) -> None:
     asked = shop.ask("breaker", words[0], KEY + "8", *words[1:])
     known = words[0] == "force"  # a route may be forced for a model that it never saw
     assert (0, "") == (asked.code, asked.err) if known else (4, True) == (asked.code, f"did you mean {KEY}" in asked.err)
+
+
+def test_the_drain_is_told(shop: Shop) -> None:
+    """What waits for each breaker, how fast it may go and what keeps it from being faster; and that nothing is held."""
+    shop.staff()
+    assert [] == shop.ask("drain", "status", "--json").json["drains"]
+    shop.open()
+    for _ in range(3):
+        shop.tag.send(PROMPT)
+    shop.hold(n=3)
+    told = shop.ask("drain", "status", "--json").json["drains"][0]
+    assert (KEY, "open", 3, 0, "open", None) == tuple(
+        told[name] for name in ("key", "state", "held", "rate", "limited_by", "latest_at")
+    )
+    shop.recover()
+    row = shop.ask("drain", "status").rows[0]
+    assert ("recovering", "3", "ramp") == (row["state"], row["held"], row["limited_by"])
+    assert float(row["rate"]) > 0
+
+
+def test_the_drain_is_paused_capped_and_resumed(shop: Shop) -> None:
+    """For one breaker or all; what is computed stays beside an operator's word."""
+    shop.staff()
+    shop.open()
+    shop.tag.send(PROMPT)
+    shop.hold()
+    shop.recover()
+    made = shop.ask("drain", "pause", "--because", "the database is full", "--for", "30m", "--json").json["order"]
+    assert (0, "the database is full") == (made["max_rate"], made["why"])
+    assert made["until_at"] is not None
+    told = shop.ask("drain", "status", "--json").json
+    drain = told["drains"][0]
+    assert ("paused", 0, True) == (drain["limited_by"], drain["rate"], drain["pace"] > 0)
+    assert ["the database is full"] == [order["why"] for order in told["orders"].values()]
+    assert 0 == shop.ask("drain", "cap", "0.5", KEY, "--because", "slowly").code
+    assert 0 == shop.ask("drain", "resume").code
+    drain = shop.ask("drain", "status", "--json").json["drains"][0]
+    assert ("own cap", 0.5, "slowly") == (drain["limited_by"], drain["rate"], drain["order"]["why"])
+    assert [True, False] == [shop.ask("drain", "resume", KEY, "--json").json["resumed"] for _ in range(2)]
+    assert "ramp" == shop.ask("drain", "status").rows[0]["limited_by"]
+
+
+def test_a_drain_of_nothing_known_is_refused(shop: Shop) -> None:
+    """With what was meant; and a cap must be a number above 0."""
+    shop.staff()
+    shop.open()
+    refused = shop.ask("drain", "pause", "antropic/claude", "--because", "why")
+    assert (4, True) == (refused.code, "nothing waits for" in refused.err)
+    assert 2 == shop.ask("drain", "cap", "0", "--because", "why").code
+    assert 2 == shop.ask("drain", "pause").code

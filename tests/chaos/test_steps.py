@@ -57,6 +57,7 @@ NO_PART_OF_A_WALK = {
     "bury-4": "`tideover uninstall`, which runs when no worker does",
     "merge-4": "the same",
     "rewrite-1": "the same",
+    "feel-2": "counts calls for the pace of a recovering route, and moves no job",
     "tidy-n": "forgets what workers without tideover left behind, and moves no job",
     "recount-1": "the same",
 }
@@ -253,7 +254,7 @@ class Run:
         k = self.keys
         lasting = [k.account, k.counters, k.queues, k.tasks, k.models, k.routes, k.workers, k.breakers, k.heartbeats]
         lasting += [key for queue in QUEUES for key in (k.dead(queue), k.dead_msgs(queue))]
-        kept = ("breaker:", "reporters:", "failing:", "latencies:", "credentials", "bucket:")
+        kept = ("breaker:", "reporters:", "failing:", "latencies:", "credentials", "bucket:", "pace:")
         prefixes = (*kept, "stories:", "once:", "lease:", "schema", "strangers", "group:")
         left = [text(key) for key in self.admin.keys(f"{k.namespace}:*")]
         left = [key for key in left if key not in lasting and not key.startswith(tuple(map(k.own, prefixes)))]

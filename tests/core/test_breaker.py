@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 from typing import Any, get_args
 
 import pytest
@@ -38,7 +38,6 @@ from tideover.core.breaker import (
     weigh,
 )
 from tideover.core.detector import Base, Charts, Run, Steps
-from tideover.core.pacing import FLAPPY, PATIENCE_S, rate
 from tideover.core.policy import BreakerPolicy, PacePolicy
 
 STATES: tuple[State, ...] = get_args(State)
@@ -192,10 +191,10 @@ def test_failures_under_our_own_pressure_brake_first() -> None:
 
 @pytest.mark.parametrize(
     ("stood_s", "waiting", "closes"),
-    [(9.9, False, False), (10, False, True), (10, True, False), (119.9, True, False), (120, True, True)],
+    [(9.9, False, False), (10, False, True), (10, True, False), (1e6, True, False)],
 )
 def test_a_recovering_breaker_closes_once_it_has_settled(stood_s: float, waiting: bool, closes: bool) -> None:
-    """Soon when nothing waits for it; while jobs wait it stays paced, but not for ever."""
+    """Soon when nothing waits for it; while its backlog comes home it stays paced."""
     breaker = Breaker(state="recovering", since=NOW - stood_s, began_at=NOW - stood_s)
     assert ("closed" if closes else None) == judged(breaker, waiting=waiting)
 
@@ -228,7 +227,7 @@ def test_a_resumed_task_is_closed_once_it_has_stood_its_time() -> None:
     resumed = Breaker(state="recovering", since=NOW - POLICY.settle_s)
     assert judged_task(resumed) is None
     assert Transition(to="closed", why="recovered") == judged_task(resumed, waiting=False)
-    assert Transition(to="closed", why="recovered") == judged_task(replace(resumed, since=NOW - POLICY.settle_max_s))
+    assert judged_task(replace(resumed, since=NOW - 1e6)) is None
     again = judged_task(with_evidence(resumed, ("failed", MASS)), waiting=False)
     assert again is not None
     assert "paused" == again.parked
@@ -315,44 +314,3 @@ def test_a_job_sees_the_graver_of_model_and_route(model: State, route: State, on
 
 
 # the pace that follows
-
-
-@given(st.sampled_from(STATES), st.floats(0, 2000), st.floats(0, 2000), st.floats(0, 2000), st.integers(0, 9))
-def test_the_pace_is_within_its_bounds(state: State, since: float, throttled_until: float, now: float, flaps: int) -> None:
-    """Nothing goes to a route that is down or asked for quiet; to any other no more than the most."""
-    breaker = Breaker(state=state, since=since, throttled_until=throttled_until, flaps=flaps)
-    pace = rate(breaker, now=now, policy=PACE)
-    if state in ("open", "half-open") or throttled_until > now or (state == "suspect" and now - since < PATIENCE_S):
-        assert 0 == pace
-    else:
-        assert PACE.start_rate <= pace <= PACE.max_rate
-
-
-def test_the_pace_only_grows_while_a_route_recovers() -> None:
-    """It doubles every two seconds, reaches the most and stays there, through the closing too."""
-    recovering = [rate(Breaker(state="recovering", since=NOW), now=NOW + s / 4, policy=PACE) for s in range(80)]
-    assert PACE.start_rate == recovering[0]
-    assert all(before <= after for before, after in pairwise(recovering))
-    assert PACE.max_rate == recovering[-1] == rate(Breaker(state="closed", since=NOW + 20), now=NOW + 20, policy=PACE)
-
-
-def test_a_brake_and_flapping_slow_the_pace() -> None:
-    """At the floor for as long as the brake lasts; half as steep once, at the floor all day after three times."""
-    braked = Breaker(state="recovering", since=NOW, braked_at=NOW + 8)
-    assert [16.0, 2.0, 4.0] == [
-        rate(b, now=NOW + s, policy=PACE) for b, s in ((replace(braked, braked_at=0), 6), (braked, 9), (braked, 20))
-    ]
-    flapped = Breaker(state="recovering", since=NOW, flaps=1)
-    assert [4.0, 2.0] == [rate(replace(flapped, flaps=n), now=NOW + 4, policy=PACE) for n in (1, FLAPPY)]
-
-
-def test_a_brown_out_is_used_at_the_floor() -> None:
-    """A provider that is suspect for a minute answers some calls: a few held jobs at a time try it."""
-    suspect = Breaker(state="suspect", since=NOW)
-    assert [0.0, PACE.start_rate] == [rate(suspect, now=NOW + s, policy=PACE) for s in (PATIENCE_S - 1, PATIENCE_S)]
-
-
-def test_a_throttled_route_starts_slowly_again() -> None:
-    """When its quiet is over, not before, and in the end at full pace."""
-    breaker = Breaker(throttled_until=NOW)
-    assert [0.0, 2.0, 4.0, 50.0] == [rate(breaker, now=NOW + s, policy=PACE) for s in (-1, 0, 2, 60)]

@@ -83,6 +83,7 @@ def breaker(key: str, state: State, since_s: float = 180, quiet_s: float | None 
         throttled_until_at=None if quiet_s is None else NOW + quiet_s,
         next_probe_at=None,
         pace=8.0,
+        limited_by="",
     )
 
 

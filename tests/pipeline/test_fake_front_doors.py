@@ -97,3 +97,37 @@ def test_chat_completions_meet_the_same_limit(provider: FakeProvider) -> None:
     assert ("0", "3") == tuple(
         refused.value.response.headers[name] for name in ("x-ratelimit-remaining-requests", "retry-after")
     )
+
+
+def test_a_capacity_that_nobody_is_told(provider: FakeProvider, claude: anthropic.Anthropic) -> None:
+    """Of a burst it bears the first ones; what it cannot bear is overloaded, and no header had said so."""
+    provider.play([Phase("weak", math.inf, 0.0, {}, capacity_per_s=0.5)])
+    reply = claude.messages.with_raw_response.create(**CALL)
+    assert not [name for name in reply.headers if "ratelimit" in name]
+    for _ in range(3):
+        with pytest.raises(anthropic.APIStatusError, match="529"):
+            claude.messages.create(**CALL)
+    assert {"ok": 1, "overloaded": 3} == Counter(call.outcome for call in provider.calls())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_good_answers_tell_the_limit(provider: FakeProvider, claude: anthropic.Anthropic, stream: bool) -> None:
+    """Per minute, and how many are left."""
+    provider.play([Phase("limited", math.inf, 0.0, {}, limit_per_s=2)])
+    with claude.messages.with_streaming_response.create(**CALL, stream=stream) as reply:
+        told = reply.headers
+        reply.read()
+    assert ("120", "9") == tuple(told[f"anthropic-ratelimit-requests-{name}"] for name in ("limit", "remaining"))
+
+
+@pytest.mark.parametrize("capacity", [0, -1, [1], [1, 0], [1, 2, 3]])
+def test_a_capacity_that_is_none(capacity: Any) -> None:
+    """It says which phase, and what is allowed."""
+    with pytest.raises(ValueError, match="phase 'weak': capacity_per_s is a number above 0 or a pair"):
+        Phase("weak", 1.0, 0.0, {}, capacity_per_s=capacity)
+
+
+def test_a_capacity_grows_over_its_phase() -> None:
+    """Linearly."""
+    phase = Phase("ramp", 60.0, 0.0, {}, capacity_per_s=[5, 15])
+    assert [5, 10, 15] == [phase.capacity_at(progress) for progress in (0, 0.5, 1)]

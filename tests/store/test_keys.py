@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tideover import clock
+from tideover.core.pacing import Felt
 from tideover.store import keys as keys_module
 from tideover.store.breakers import Batch
 from tideover.store.keys import Keys, wait_key_text
+from tideover.store.paces import Paces
 from tideover.store.registry import namespaces
 from tideover.store.scripts import Scripts, lease
 from tideover.store.stories import Line
@@ -59,6 +61,9 @@ def live_a_busy_life(house: House) -> None:
     house.breakers.report("a/m", "p", Batch(era=2, runs=[("failed", 1)]))
     house.breakers.force("a/m", "closed", 5.0, "me", "why")
     assert ["r0"] == house.release(1)
+    paces = Paces(house.client, house.keys)
+    paces.feel("a/m", Felt(sent=1), live=1, limit=None)
+    paces.order("a/m", {"max_rate": 1})
     house.stories.add([Line("r0", clock.now(), "held", {})])
     Scripts(house.client).run("arrive-2", ["a barrier that is gone", house.keys.group("g")], ["r0", 30_000])
     assert lease(house.client, house.keys.lease("drain"), 3).acquire(blocking=False)

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
+from tideover.core import progress
 from tideover.core.breaker import CLOSED, Transition
 from tideover.core.job import ENDS, End
+from tideover.core.pacing import Felt, Pace, begun
+from tideover.core.policy import PacePolicy
 from tideover.core.route import Mark, Permit
 from tideover.errors import StoreUnavailable
 from tideover.store.account import Ended, Ledger, NewJob, Room
@@ -23,6 +26,7 @@ from tideover.store.client import FAILED, GONE, connect, lazy_client, store_erro
 from tideover.store.facts import Facet, Group, HeldFacts, Member
 from tideover.store.keys import Keys
 from tideover.store.letters import Letters
+from tideover.store.paces import Paces, standing_of
 from tideover.store.registry import Registry, namespaces
 from tideover.store.removal import Removal
 from tideover.store.scripts import lease
@@ -86,6 +90,14 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Breakers.listen": lambda port: port.listen(),
     "Breakers.keys_known": lambda port: port.keys_known(),
     "Breakers.read": lambda port: port.read(["a/m"]),
+    "Paces.feel": lambda port: port.feel("a/m", Felt(sent=1), live=1, limit=None),
+    "Paces.read": lambda port: port.read("a/m", 1.0),
+    "Paces.publish": lambda port: port.publish(
+        "a/m", standing_of({}, 1.0), begun(1.0, PacePolicy()), Pace(1.0, "ramp"), progress.begun(1, 1.0), CLOSED
+    ),
+    "Paces.order": lambda port: port.order("a/m", {}),
+    "Paces.countermand": lambda port: port.countermand("a/m"),
+    "Paces.orders": lambda port: port.orders(),
     "Letters.bodies": lambda port: port.bodies("q", ["r"]),
     "Letters.pages": lambda port: list(port.pages("q")),
     "Letters.like": lambda port: list(port.like("job", ["q"])),
@@ -140,7 +152,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Removal.forget": lambda port: port.forget(),
     "Removal.wipe": lambda port: port.wipe(["key"]),
 }
-PORTS = {port.__name__: port for port in (Ledger, Backlog, Breakers, Letters, Registry, Stories, Removal)}
+PORTS = {port.__name__: port for port in (Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal)}
 
 
 @pytest.fixture

@@ -173,6 +173,7 @@ def facts_of_worker(config: Settings, worker: Worker) -> dict[str, Any]:
         "version": version("tideover"),
         "schema": SCHEMA,
         "mode": config.mode,
+        "concurrency": config.worker.concurrency,
         "queues": sorted(worker.consumer_whitelist or worker.broker.get_declared_queues()),
     }
 

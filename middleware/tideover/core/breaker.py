@@ -97,7 +97,8 @@ class Breaker:
     quiet until then; `probing_until`: somebody probes until then, with the number `fence`; `probe_at`: of a parked one, when
     it is asked again (0: not before somebody says so). `why`: the last failure, in a few words; `probed_at`, `probe_said`: the
     end of the last burst of probes; `credential`: digest of the
-    one that was refused; `version`: moves with all of this but the evidence.
+    one that was refused; `pace`, `limited_by`, `paced_at`: the leader's latest word on how fast it is used (`core.pacing`);
+    `version`: moves with all of this but the evidence and the pace.
     """
 
     state: State = "closed"
@@ -122,6 +123,9 @@ class Breaker:
     credential: str = ""
     why: str = ""
     probe_said: str = ""
+    pace: float = 0.0
+    limited_by: str = ""
+    paced_at: float = 0.0
     page: Page | None = None
     forced: Forced | None = None
     charts: Charts = field(default_factory=Charts)
@@ -223,10 +227,8 @@ def judge(breaker: Breaker, by: Witnesses, *, now: float, waiting: bool, policy:
             return Transition(to="suspect", why=told)
         case "suspect" if is_calm(breaker.charts, h):
             return Transition(to="closed", why="calm again")
-        case "recovering" if by.agree and is_at_floor(breaker, now):
-            return Transition(to="open", why=told) if is_down(breaker.charts, h) else None
-        case "recovering" if by.agree and doubted:
-            return Transition(to="recovering", why=told)
+        case "recovering" if by.agree and is_down(breaker.charts, h):
+            return Transition(to="open" if is_at_floor(breaker, now) else "recovering", why=told)
         case "recovering" if has_settled(breaker, now, waiting=waiting, policy=policy) and not doubted:
             return Transition(to="closed", why="recovered")
     return None
@@ -246,8 +248,8 @@ def judge_task(breaker: Breaker, *, now: float, waiting: bool, policy: BreakerPo
 
 
 def has_settled(breaker: Breaker, now: float, *, waiting: bool, policy: BreakerPolicy) -> bool:
-    """Whether a recovering breaker has stood its time."""
-    return now - breaker.since >= (policy.settle_max_s if waiting else policy.settle_s)
+    """Whether a recovering breaker has stood its time: not while its backlog comes home, which it paces."""
+    return not waiting and now - breaker.since >= policy.settle_s
 
 
 def is_at_floor(breaker: Breaker, now: float) -> bool:

@@ -18,13 +18,18 @@ class BreakerPolicy:
     settle_s: float = 10.0
     """A recovering route closes after this long without reopening, once nothing waits for it."""
     settle_max_s: float = 120.0
-    """...and after this long even while jobs still wait."""
+    """...and although jobs wait, once none of them could be released for so long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PacePolicy:
-    """How fast held jobs go back: slow start from `start_rate`, doubling every `double_s`, up to `max_rate` (jobs/s)."""
+    """How fast a route that was down is used again, in model calls per second; see `core.pacing`."""
 
     start_rate: float = 2.0
-    max_rate: float = 50.0
-    double_s: float = 2.0
+    """The floor: at the beginning, after a brake, and of a route that flaps."""
+    double_s: float = 6.0
+    """In slow start the rate doubles in so long, or in one and a half times what whole answers take, if that is longer."""
+    max_rate: float | None = None
+    """None: as fast as the provider can bear."""
+    share: float = 1.0
+    """Of the limits that the provider tells; the others are for whoever shares the account."""

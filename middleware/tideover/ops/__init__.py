@@ -20,6 +20,7 @@ from tideover.ops.acts import (
 from tideover.ops.breakers import BreakerExplanation, BreakerStatus, Override, explain_breaker, force, resume, unforce
 from tideover.ops.dead import RESTORABLE, DeadFilter, DeadSelection, RestoredBefore, choose_dead, choose_dead_jobs
 from tideover.ops.discards import Discard, DiscardPreview, discard, preview_discard
+from tideover.ops.drain import Drains, DrainStatus, Order, cap_drain, drains, resume_drain
 from tideover.ops.explanation import Explanation, explain
 from tideover.ops.held import HeldGroup
 from tideover.ops.listing import Breakdown, HeldJob, Listing, backlog, breakdown
@@ -40,6 +41,8 @@ __all__ = [
     "DeadSelection",
     "Discard",
     "DiscardPreview",
+    "DrainStatus",
+    "Drains",
     "ExpiresIn",
     "Explanation",
     "Filter",
@@ -50,6 +53,7 @@ __all__ = [
     "Misasked",
     "NamespaceStatus",
     "Operator",
+    "Order",
     "Override",
     "Preview",
     "Refused",
@@ -67,12 +71,14 @@ __all__ = [
     "breakdown",
     "bypass_off",
     "bypass_on",
+    "cap_drain",
     "choose",
     "choose_dead",
     "choose_dead_jobs",
     "choose_jobs",
     "counted",
     "discard",
+    "drains",
     "explain",
     "explain_breaker",
     "force",
@@ -85,6 +91,7 @@ __all__ = [
     "release",
     "restore",
     "resume",
+    "resume_drain",
     "status",
     "unforce",
 ]

@@ -16,6 +16,7 @@ from tideover.store.backlog import Backlog
 from tideover.store.breakers import Breakers
 from tideover.store.client import FAILED, Client, connect
 from tideover.store.keys import Keys
+from tideover.store.paces import Paces
 from tideover.store.registry import Registry, namespaces
 from tideover.store.stories import Stories
 
@@ -41,6 +42,7 @@ class Space:
     breakers: Breakers
     stories: Stories
     registry: Registry
+    paces: Paces
 
     def breakers_known(self) -> dict[str, Breaker]:
         return self.breakers.read(self.breakers.keys_known())
@@ -97,7 +99,7 @@ def open_operator(settings: Settings, chosen: Sequence[str] = ()) -> Operator:
 def open_space(client: Client, name: str) -> Space:
     keys = Keys(name)
     stores = Ledger(client, keys), Backlog(client, keys), Breakers(client, keys), Stories(client, keys), Registry(client, keys)
-    return Space(name, *stores)
+    return Space(name, *stores, Paces(client, keys))
 
 
 @contextmanager

@@ -351,7 +351,7 @@ def tell_lines(space: Space, lines: Sequence[Line]) -> int:
 def bypass_on(operator: Operator, *, who: str, why: str | None, for_s: float | None) -> Bypass:
     """Switches tideover off in one namespace, for so many seconds (None: until switched on): jobs run as stock dramatiq's.
 
-    Held jobs are released at the full pace; the account goes on.
+    Held jobs are released, a few at first; the account goes on.
 
     Raises:
       Refused: the operator has several namespaces.

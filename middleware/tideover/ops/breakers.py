@@ -5,16 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from tideover.core.breaker import CLOSED, GRAVITY, Breaker, State, Transition, in_force, next_probe_at, threshold, together
 from tideover.core.detector import BLACKOUT, BROWNOUT, is_brownout
-from tideover.core.pacing import rate
+from tideover.core.pacing import Factor, Pace, begun, pace_of
 from tideover.core.route import above, is_task_key
 from tideover.ops.access import Operator, Refused, Space, reaching
 from tideover.ops.values import about, counted
 from tideover.settings import Settings
 from tideover.sources import did_you_mean
+
+FACTORS: dict[str, Factor] = {factor: factor for factor in get_args(Factor)}
+FRESH_S = 5.0
+"""How long the leader's word on a pace is good for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,8 @@ class BreakerStatus:
     `state` is in force: the graver of its own and its route's, or what an operator said; `computed` is its own. `since_at`: of
     the computed state; `opened_at`: of the latest opening. `brownout`, `blackout`: where its charts stand, of `threshold`;
     `calls`, `failed`: the evidence in them; `usual_failure_rate`, `calls_per_s`: what was learned of it. `parked`: what must be
-    mended (`auth`, `quota`, `model`, `paused`). `pace`: releases per second. `would_close`: in words. `page`: what
+    mended (`auth`, `quota`, `model`, `paused`). `pace`: model calls per second, live and held ones, while jobs are held for it;
+    `limited_by`: what keeps that from being higher. `would_close`: in words. `page`: what
     the provider's status page says.
     """
 
@@ -61,6 +66,7 @@ class BreakerStatus:
     usual_failure_rate: float
     calls_per_s: float
     pace: float
+    limited_by: str
     would_close: str
     page: str | None
 
@@ -84,6 +90,7 @@ def breaker_status(key: str, breaker: Breaker, route: Breaker, settings: Setting
     seen = together(breaker, CLOSED if key == above(key) else route, now)
     policy, h, forced = settings.breaker.policy(), threshold(breaker, now), breaker.forced
     probe_at = next_probe_at(breaker, now, policy) if breaker.is_down else None
+    pace = pace_now(breaker, seen, settings, now)
     return BreakerStatus(
         key=key,
         state=seen.state,
@@ -109,10 +116,19 @@ def breaker_status(key: str, breaker: Breaker, route: Breaker, settings: Setting
         is_brownout=is_brownout(breaker.charts, h),
         usual_failure_rate=round(breaker.base.failure_rate, 4),
         calls_per_s=round(breaker.base.per_s, 3),
-        pace=rate(seen, now=now, policy=settings.drain.policy()),
+        pace=round(pace.rate, 2),
+        limited_by=pace.factor,
         would_close=would_close(key, breaker, seen, probe_at, now),
         page=None if breaker.page is None or now >= breaker.page.until else breaker.page.said,
     )
+
+
+def pace_now(own: Breaker, seen: Breaker, settings: Settings, now: float) -> Pace:
+    """The leader's latest word, as long as it is fresh; else what the breaker would begin with."""
+    policy = settings.drain.policy()
+    would = pace_of(seen, begun(now, policy), None, now=now, policy=policy)
+    fresh = now - own.paced_at < FRESH_S and would.rate > 0
+    return Pace(own.pace, FACTORS[own.limited_by]) if fresh else would
 
 
 def instant(at: float) -> float | None:

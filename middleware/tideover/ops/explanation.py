@@ -215,8 +215,14 @@ def ahead_of(space: Space, held: HeldFacts) -> int:
 def ways_out(space: Space, held: HeldFacts, ahead: int, settings: Settings, now: float) -> tuple[Way, ...]:
     """What each breaker that it waits for needs to let it go; any one of them will do."""
     if space.registry.bypass() is not None:
-        pace = settings.drain.max_rate
-        return (Way(breaker="any", state="bypass", words=f"tideover is bypassed; {turn(ahead, pace)}", expected_at=now),)
+        return (
+            Way(
+                breaker="any",
+                state="bypass",
+                words=f"tideover is bypassed; {counted(ahead, 'job')} go before it",
+                expected_at=now,
+            ),
+        )
     keys = held.breaker_keys
     states = space.breakers.read([*keys, *(above(key) for key in keys)])
     told = (breaker_status(key, states[key], states[above(key)], settings, now) for key in keys)

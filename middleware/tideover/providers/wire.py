@@ -16,6 +16,7 @@ import httpx2
 
 from tideover import clock
 from tideover.core.outcome import OK, Outcome, of_exception, of_message, of_response
+from tideover.core.pacing import Limit
 from tideover.errors import ConfigurationError
 from tideover.providers import anthropic as messages
 from tideover.providers import openai_compatible as chat
@@ -26,7 +27,11 @@ MESSAGES = ("/v1/messages", "/v1/messages?beta=true")
 
 PROBE: dict[str, Any] = {"max_tokens": 1, "messages": [{"role": "user", "content": "."}]}
 
-LIMIT_HEADERS = ("anthropic-ratelimit-requests-remaining", "x-ratelimit-remaining-requests")
+LIMIT_HEADERS = (
+    ("anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining"),
+    ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"),
+)
+"""Requests per minute, and how many are left."""
 OK_WITH_LIMITS = replace(OK, headroom=1.0)
 """A good answer of a route that says what is left of its limits."""
 
@@ -45,6 +50,7 @@ class Tried:
     error: Exception | None = None
     losses: tuple[str, ...] = ()
     streaming: bool = False
+    limit: Limit | None = None
     foreign: bool = False
     """It went out with another credential than the route's own: of a client that the caller built, maybe for a customer."""
 
@@ -105,9 +111,19 @@ def tried(route: str, request: Any, response: Any, losses: tuple[str, ...] = ())
     if foreign and outcome.kind in ("auth", "quota"):  # which says nothing of the route
         outcome = replace(outcome, kind="caller", scope="job")
     streaming = request.stream and http.is_success and outcome.kind == "ok"
-    if outcome.kind == "ok" and any(name in http.headers for name in LIMIT_HEADERS):
+    limit = limit_in(http.headers)
+    if outcome.kind == "ok" and limit is not None:
         outcome = OK_WITH_LIMITS
-    return Tried(route, outcome, response, losses=losses, streaming=streaming, foreign=foreign)
+    return Tried(route, outcome, response, losses=losses, streaming=streaming, limit=limit, foreign=foreign)
+
+
+def limit_in(headers: Mapping[str, str]) -> Limit | None:
+    """What an answer says of the account's limit; None: nothing, or nothing that makes sense."""
+    for limit, remaining in LIMIT_HEADERS:
+        told = headers.get(limit, ""), headers.get(remaining, "")
+        if told[0].isdecimal() and told[1].isdecimal() and int(told[0]) > 0:
+            return Limit(int(told[0]) / 60, float(told[1]))
+    return None
 
 
 def is_foreign(route: str, request: httpx2.Request) -> bool:

@@ -77,6 +77,9 @@ def breaker_of(row: Mapping[str, str]) -> Breaker:
         base=base_in(row),
         forced=forced_in(row),
         page=page_in(row),
+        pace=float(row.get("pace", 0)),
+        limited_by=row.get("limited_by", ""),
+        paced_at=int(row.get("paced_ms", 0)) / 1000,
         **known,
     )
 

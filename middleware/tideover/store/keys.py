@@ -35,6 +35,8 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | `failing:<key>` | zset | the same of those whose latest call failed | 2 min |
 | `latencies:<key>` | hash | bucket → first tokens of a route and model that took so long | for ever |
 | `credentials` | hash | route and digest of a credential → unix time when it last worked | for ever |
+| `pace:<key>` | hash | what calls of a recovering route and model came to, the leader's notes and the pace | 1 h |
+| `orders` | hash | breaker, or `*` for all → JSON: releases per second at most, until when, who, why | for ever |
 | `bucket:<key>` | hash | release tokens | 1 h |
 | `<queue>:held` | zset | held jobs as group id, order and Redis id, all of score 0 (see `facts.py`) | while not empty |
 | `<queue>:facts` | hash | Redis id of a held job → packed facts | until released |
@@ -194,6 +196,13 @@ class Keys:
     @property
     def credentials(self) -> str:
         return self.own("credentials")
+
+    @property
+    def orders(self) -> str:
+        return self.own("orders")
+
+    def pace(self, key: str) -> str:
+        return self.own(f"pace:{key}")
 
     def bucket(self, key: str) -> str:
         return self.own(f"bucket:{key}")

@@ -170,6 +170,15 @@ def rate_limit_headers(dialect: Dialect, retry_after_s: float, resets_at: str, r
     return headers
 
 
+def limit_headers(dialect: Dialect, per_minute: int, left: int) -> dict[str, str]:
+    """What a good answer tells about the limit of requests."""
+    if dialect == "anthropic":
+        names = ("anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining")
+    else:
+        names = ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests")
+    return dict(zip(names, (str(per_minute), str(left)), strict=True))
+
+
 def read_ask(dialect: Dialect, body: bytes, headers: Mapping[str, str], *, speaker: str, n: int) -> Ask:
     """What is asked for; with a `refusal` when the body is no JSON object, or lacks a field that the API demands."""
     try:

@@ -38,6 +38,8 @@ class Exchange:
     wait: Wait
     retry_after_s: float
     hang_over: Callable[[], bool] | None
+    limits: Mapping[str, str]
+    """Headers of good answers that tell the limit."""
 
     async def perform(self, fault: Fault | None) -> None:
         """Answer the call. Raises `ClientGone` when the client does not wait for it."""
@@ -89,7 +91,7 @@ class Exchange:
             await self.send_stream(None)
             return
         await self.connection.sleep(self.wait.rest_s)
-        await self.send_json(OK, 200, answers.answer(self.ask))
+        await self.send_json(OK, 200, answers.answer(self.ask), self.limits)
 
     async def hang(self) -> None:
         """Say nothing until the client leaves, or until the hang is over."""
@@ -99,7 +101,7 @@ class Exchange:
     async def send_stream(self, fault: Fault | None) -> None:
         """Send the first piece after the first-token wait, the others evenly over the rest of it."""
         await self.connection.sleep(self.wait.first_s)
-        await self.connection.begin_stream(self.headers("text/event-stream; charset=utf-8"))
+        await self.connection.begin_stream({**self.headers("text/event-stream; charset=utf-8"), **self.limits})
         *pieces, last = answers.stream(self.ask, fault)
         for piece in pieces:
             await self.connection.chunk(piece)

@@ -125,7 +125,10 @@ class Phase:
       latency_factor: how many times slower than usual the calls of these models are.
       p_error_end: when given, the share moves linearly from `p_error` to this over the phase.
       retry_after_s: what a 429 asks the client to wait, in seconds.
-      limit_per_s: calls per second beyond which the provider answers with an honest 429; None: no limit.
+      limit_per_s: calls per second beyond which the provider answers with an honest 429, and which its answers tell in
+        rate-limit headers; None: no limit.
+      capacity_per_s: calls per second that it can bear, which it tells nobody: beyond them it answers 529, and each of those
+        costs it a fifth of a call. A pair moves linearly from one to the other over the phase; None: any number.
     """
 
     name: str
@@ -137,6 +140,7 @@ class Phase:
     p_error_end: float | None = None
     retry_after_s: float = 2.0
     limit_per_s: float | None = None
+    capacity_per_s: float | Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if not self.duration_s > 0:
@@ -149,6 +153,8 @@ class Phase:
             raise ValueError(f"phase {self.name!r}: mix needs a share above 0 for each fault it names, and one fault at least")
         if isinstance(self.models, str):
             raise ValueError(f"phase {self.name!r}: models is a list of words, not {self.models!r}")  # noqa: TRY004
+        if self.capacity_per_s is not None and (len(self.capacities) != 2 or min(self.capacities) <= 0):
+            raise ValueError(f"phase {self.name!r}: capacity_per_s is a number above 0 or a pair, not {self.capacity_per_s}")
         mix: dict[Fault, float] = {}
         for name, share in self.mix.items():
             mix[fault_named(name)] = mix.get(fault_named(name), 0.0) + share
@@ -175,6 +181,21 @@ class Phase:
         if self.p_error_end is None:
             return self.p_error
         return self.p_error + (self.p_error_end - self.p_error) * progress
+
+    @property
+    def capacities(self) -> tuple[float, ...]:
+        """Its capacity at the beginning and at the end."""
+        given = self.capacity_per_s
+        if given is None:
+            return ()
+        return (given, given) if isinstance(given, int | float) else tuple(given)
+
+    def capacity_at(self, progress: float) -> float | None:
+        """Calls per second that it can bear when `progress` (0 to 1) of the phase is over; None: any number."""
+        if self.capacity_per_s is None:
+            return None
+        first, last = self.capacities
+        return first + (last - first) * progress
 
     def draw(self, progress: float, *, fails: float, which: float) -> Fault | None:
         """The fault of one call, or None when it goes well; `fails` and `which` are drawn uniformly from 0 to 1."""
@@ -236,8 +257,8 @@ def phases_of_profile(
 
     `speed` divides the phases' durations and nothing else: latencies and retry-after stay as they are. `model_of` says which
     word of a model's name stands for a model group of the file (`{"opus-new": "opus-4-8"}`); a group that is not in it stands
-    for itself. `offered_per_s` is the load of which a phase's `rate_limit_fraction` is let in; without it there is no limit.
-    What the file says about hidden capacity and the latency of errors is not played.
+    for itself. `offered_per_s` is the load of which a phase lets in its `rate_limit_fraction` and can bear its
+    `capacity_fraction`; without it there is no limit, and any capacity. The latency of errors is not played.
 
     Raises ValueError when the file has no such profile.
     """
@@ -255,13 +276,19 @@ def phases_of_profile(
             latency_factor=phase.get("ok_latency_factor", 1.0),
             p_error_end=phase.get("p_error_end"),
             retry_after_s=phase.get("retry_after_s", 2.0),
-            limit_per_s=limit_of(phase, offered_per_s),
+            limit_per_s=share_of(phase.get("rate_limit_fraction"), offered_per_s),
+            capacity_per_s=capacity_of(phase.get("capacity_fraction"), offered_per_s),
         )
         for phase in profiles[profile_id]["phases"]
     )
 
 
-def limit_of(phase: Mapping[str, Any], offered_per_s: float | None) -> float | None:
-    """Calls per second that a recorded phase lets in, of those that are offered."""
-    share = phase.get("rate_limit_fraction")
+def share_of(share: float | None, offered_per_s: float | None) -> float | None:
+    """Calls per second, of those that are offered."""
     return None if share is None or offered_per_s is None else share * offered_per_s
+
+
+def capacity_of(share: float | Sequence[float] | None, offered_per_s: float | None) -> float | Sequence[float] | None:
+    if share is None or offered_per_s is None:
+        return None
+    return share * offered_per_s if isinstance(share, int | float) else [part * offered_per_s for part in share]

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 
 LIMIT_WINDOW_S = 5.0
+CAPACITY_BURST_S = 2.0
+REFUSAL_COST = 0.2
+"""Of a call that it cannot bear, in calls."""
 
 
 class FakeProvider:
@@ -74,6 +77,8 @@ class FakeProvider:
         self.random, self.random_aside = random.Random(seed), random.Random(seed)
         self.let_in: deque[float] = deque()
         """When calls were let in under a limit."""
+        self.strength = (0.0, 0.0)
+        """Calls that it can bear at once, and as of when."""
         self.port = port
         self.ledger = Ledger(name)
         self.schedule = Schedule((), 0.0)
@@ -208,6 +213,7 @@ class FakeProvider:
         ask = answers.read_ask(dialect, request.body, request.headers, speaker=self.name, n=n)
         key_ok = self.lets_in(request.headers)
         drawn, wait, retry_after_s = self.draw(ask)
+        limits = self.limit_headers(dialect, ask.model)
         fault = drawn if key_ok else Fault.UNAUTHORIZED
         if key_ok and ask.refusal is not None:
             fault = Fault.BAD_REQUEST
@@ -221,7 +227,7 @@ class FakeProvider:
         )
         hang_over = (lambda: not self.fails(ask.model)) if self.release_hangs else None
         try:
-            await Exchange(connection, ask, entry, wait, retry_after_s, hang_over).perform(fault)
+            await Exchange(connection, ask, entry, wait, retry_after_s, hang_over, limits).perform(fault)
         except (ClientGone, ConnectionError):
             entry.end(CLIENT_GONE, None)
             raise
@@ -239,7 +245,26 @@ class FakeProvider:
         fault = now.phase.draw(now.progress, fails=fails, which=which)
         if fault is None and now.phase.limit_per_s is not None and not self.room(now.phase.limit_per_s):
             fault = Fault.RATE_LIMITED
+        capacity = now.phase.capacity_at(now.progress)
+        if fault is None and capacity is not None and not self.bears(capacity):
+            fault = Fault.OVERLOADED
         return fault, wait, now.phase.retry_after_s
+
+    def bears(self, capacity_per_s: float) -> bool:
+        """Whether it can take one more call. What it cannot take costs it, too."""
+        now, (left, at) = clock.monotonic(), self.strength
+        left = min(capacity_per_s * CAPACITY_BURST_S, left + (now - at) * capacity_per_s)
+        taken = left >= 1
+        self.strength = (left - 1 if taken else max(-3 * capacity_per_s, left - REFUSAL_COST), now)
+        return taken
+
+    def limit_headers(self, dialect: Dialect, model: str) -> dict[str, str]:
+        """What an answer tells of the limit, if there is one."""
+        now = self.phase
+        if now is None or now.phase.limit_per_s is None or not now.phase.touches(model):
+            return {}
+        left = max(0, int(now.phase.limit_per_s * LIMIT_WINDOW_S) - len(self.let_in))
+        return answers.limit_headers(dialect, max(1, round(now.phase.limit_per_s * 60)), left)
 
     def room(self, limit_per_s: float) -> bool:
         """Whether one more call is within the limit, counted over the last seconds."""

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "release": ("tideover_worker.cli.release", "Put held jobs back on their queues now."),
     "discard": ("tideover_worker.cli.discard", "End held jobs; they can be restored for 7 days."),
     "restore": ("tideover_worker.cli.restore", "Put jobs that failed, expired or were discarded back on their queues."),
+    "drain": ("tideover_worker.cli.drain", "See how the backlog comes home; pause, cap and resume it."),
     "breaker": ("tideover_worker.cli.breaker", "Why a route is judged as it is; force it open or closed for a while."),
     "bypass": ("tideover_worker.cli.bypass", "Switch tideover off and on: the emergency switch."),
     "worker": ("tideover_worker.cli.worker", "Run worker processes."),

@@ -64,6 +64,26 @@ def print_screen(*parts: RenderableType) -> None:
         console.print(part)
 
 
+def watch(look: Callable[[], Iterable[RenderableType]], every_s: float) -> None:
+    """Shows it again and again until Ctrl-C, also through a time in which Redis is gone."""
+    import time
+    from contextlib import suppress
+
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from tideover.errors import StoreUnavailable
+
+    with Live(console=Console(highlight=False), auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        while True:
+            try:
+                live.update(Group(*look()), refresh=True)
+            except StoreUnavailable as error:
+                live.update(Text(f"✖ {error}", style="red"), refresh=True)
+            time.sleep(every_s)
+
+
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """A table whose headings are `columns`; those in `right` are numbers."""
     from rich.table import Table

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,7 @@ import click
 from tideover_worker.cli import output, status_screen
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from tideover.ops import Operator, Status
+    from tideover.ops import Status
 
 SHORTEST_WATCH_S = 0.2
 
@@ -48,7 +45,7 @@ def status(*, watch_s: float | None, namespaces: tuple[str, ...], as_json: bool)
         raise click.UsageError("--watch needs a terminal; elsewhere call `tideover status --json` as often as you like.")
     with output.operator_of(namespaces) as operator:
         if watch_s is not None:
-            watch(operator, watch_s)
+            output.watch(lambda: status_screen.of_status(ops.status(operator)), watch_s)
             return
         found = ops.status(operator)
     if as_json:
@@ -59,31 +56,6 @@ def status(*, watch_s: float | None, namespaces: tuple[str, ...], as_json: bool)
         output.print_lines(("namespace", "item", "name", "field", "value"), lines(found))
     if found.lost:
         sys.exit(1)
-
-
-def watch(operator: Operator, every_s: float) -> None:
-    """Shows it until Ctrl-C, also through a time in which Redis is gone."""
-    from contextlib import suppress
-
-    from rich.console import Console, Group
-    from rich.live import Live
-
-    with Live(console=Console(highlight=False), auto_refresh=False) as live, suppress(KeyboardInterrupt):
-        while True:
-            live.update(Group(*look(operator)), refresh=True)
-            time.sleep(every_s)
-
-
-def look(operator: Operator) -> Iterator[RenderableType]:
-    from rich.text import Text
-
-    from tideover import ops
-    from tideover.errors import StoreUnavailable
-
-    try:
-        yield from status_screen.of_status(ops.status(operator))
-    except StoreUnavailable as error:
-        yield Text(f"✖ {error}", style="red")
 
 
 def lines(found: Status) -> Iterator[tuple[object, ...]]:

@@ -246,6 +246,9 @@ class Stage:
             f"""# written by `tideover demo`; the keys are those of its fake providers
 redis_url = "embedded"
 
+[drain]
+double_s = 2
+
 [routes.{PRIMARY}]
 kind = "anthropic"
 base_url = "{base_urls[PRIMARY]}"
