@@ -224,7 +224,9 @@ def try_route(
         events.job_rerouted(attempt.job.id, attempt.job.task, route, attempt.detail or refused.get(attempt.job.routes[0], ""))
     flight = health.begin(route, model, attempt.job.id, streams=streams, released=attempt.spend_release(key))
     try:
-        tried = yield Try(route, name, key if attempt.job.may_reroute and len(attempt.job.routes) > 1 else None)
+        insists = attempt.permit is not None and attempt.permit.forced  # an operator wants this call to be seen through
+        elsewhere = attempt.job.may_reroute and len(attempt.job.routes) > 1 and not insists
+        tried = yield Try(route, name, key if elsewhere else None)
     except BaseException:
         health.flights.forget(flight)
         raise

@@ -19,6 +19,8 @@ MOST_QUEUED = 10_000
 MOST_KEYS = 1000
 """Breakers that one process reports on: more are model names made up at run time."""
 MOST_JOBS = 10_000
+PROBE = "probe "
+"""What a probe has in place of a job's id begins so."""
 MOST_RUNS = 2000
 """Of one breaker, while they wait to be sent."""
 
@@ -119,6 +121,11 @@ class Flights:
         while self._paced:
             yield self._paced.popleft()
 
+    def excuse(self, seconds: float) -> None:
+        """Calls under way are not to blame for a time in which this process itself stood still."""
+        for flight in list(self._open.values()):
+            flight.began += seconds
+
     def overdue(self, limit_s: Callable[[str, bool], float], least_s: float) -> Iterator[Flight]:
         """Calls that should have answered by now, each once. `limit_s`: of a breaker's streams (or plain calls)."""
         now = clock.monotonic()
@@ -180,12 +187,17 @@ class Gathered(defaultdict[tuple[str, int], Pending]):
         self[key, era].why = why
         return True
 
+    def lapsed(self, key: str, era: int, why: str) -> None:
+        """Counts a failure in the place of a success."""
+        self[key, era].add("lapsed")
+        self[key, era].why = why
+
     def taken_back(self, key: str, era: int, job_id: str) -> None:
         _, jobs = self.failed_jobs.get(key, (-1, set[str]()))
         jobs.discard(job_id)
         self[key, era].add("back")
 
     def took(self, flight: Flight) -> None:
-        """Notes how long a first token took."""
-        if flight.first_s is not None:
+        """Notes how long a first token took; probes, which ask for so little, teach nothing."""
+        if flight.first_s is not None and not flight.job_id.startswith(PROBE):
             self[flight.key, flight.eras[0]].latencies[bucket_of(flight.first_s, streams=flight.streams)] += 1

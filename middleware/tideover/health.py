@@ -17,7 +17,7 @@ from tideover.core.breaker import CLOSED, Breaker, Transition, moved, together
 from tideover.core.job import Job
 from tideover.core.outcome import OK, Outcome, of_task_error
 from tideover.core.route import WHOLE, Hop, above, breaker_key, route_key, task_key
-from tideover.evidence import MOST_KEYS, Flight, Flights, Paced
+from tideover.evidence import MOST_KEYS, PROBE, Flight, Flights, Paced
 from tideover.reporting import FLUSH_S, Reporter, quiet_s
 from tideover.settings import Mode, Settings
 from tideover.store.breakers import Breakers
@@ -34,8 +34,11 @@ MOST_MODELS = 50
 """Models learned of one task: more are names made up at run time, not models."""
 LONG_APART_S = 60.0
 """Who alone finds a route down for so long reroutes its critical jobs: maybe no other process takes them."""
+STALE_S = 5.0
+"""After so long without Redis what calls came to meanwhile is told to nobody."""
 STATIC_S = 30.0
 """How long the last opinion stands once Redis is gone. Then this process decides by what it sees itself."""
+CANARY_S = 60.0
 MOST_PROBES = 4
 """Probes that must all fail, beside the call itself, before one failed call is an outage."""
 
@@ -57,6 +60,8 @@ class Health:
         self.models: dict[str, frozenset[str]] = {}
         self.mode: Mode = settings.mode
         self.flights = Flights()
+        self.pulse_at: float | None = None
+        """When the event loop last showed that it runs (monotonic); None: there is none."""
         self.probes = 0
         """Made since last time they were told."""
         self.reporter = Reporter(self)
@@ -118,10 +123,11 @@ class Health:
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """Notes how a call ended, without any I/O."""
         if outcome.kind == "throttle":
-            view = self.view(flight.key)
             until = clock.now() + quiet_s(outcome)
-            if until > view.throttled_until:
-                self.seen = {**self.seen, flight.key: replace(view, throttled_until=until)}
+            with self._reading:
+                view = self.view(flight.key)
+                if until > view.throttled_until:
+                    self.seen = {**self.seen, flight.key: replace(view, throttled_until=until)}
         self.flights.end(flight, outcome)
 
     def learn(self, task: str, model: str) -> None:
@@ -135,6 +141,15 @@ class Health:
         """Notes that a job's calls were fine, or that its request was refused as wrong."""
         key = task_key(task)
         self.flights.note_job(key, self.views.get(key, CLOSED).era, job_id, refused=refused)
+
+    @contextmanager
+    def probing(self, route: str, model: str) -> Iterator[Flight]:
+        """A call for the evidence; one that does not end says nothing."""
+        flight = self.begin(route, model, f"{PROBE}{uuid4()}", streams=True)
+        try:
+            yield flight
+        finally:
+            self.flights.forget(flight)
 
     def note_probe(self) -> None:
         """Counts a probe, because probes cost money."""
@@ -152,13 +167,16 @@ class Health:
     @contextmanager
     def when_open(self, key: str, tell: Callable[[], object]) -> Iterator[None]:
         """Calls `tell`, from another thread, as soon as this breaker opens."""
-        waiting = self._waiting.setdefault(key, {})
         token = object()
-        waiting[token] = tell
+        with self._reading:
+            self._waiting.setdefault(key, {})[token] = tell
         try:
             yield
         finally:
-            waiting.pop(token, None)
+            with self._reading:
+                self._waiting[key].pop(token)
+                if not self._waiting[key]:
+                    del self._waiting[key]
 
     # deciding
 
@@ -173,9 +191,9 @@ class Health:
         outcome = of_task_error(error, now=clock.now())
         if outcome.kind == "caller":
             self.note_job(attempt.job.task, attempt.job.id, refused=True)
-            self.flush()
+            self.flush_quietly()
             return self.hold_while_paused(attempt.job.task)
-        if attempt.model is None or (attempt.foreign and outcome.kind in ("auth", "quota")):
+        if attempt.model is None or (attempt.foreign and outcome.kind in ("auth", "quota", "model")):
             return None
         hops = [hop for hop in self.chain(attempt.job, attempt.model, {}) if hop.serves]
         if not hops or not (outcome.counts_as_failure or outcome.kind == "throttle"):
@@ -184,9 +202,21 @@ class Health:
         if attempt.permit is not None and attempt.permit.covers(hops[0].key, hops[0].breaker):
             if self.settings.route(hops[0].route).probe and not self.probe_fails(hops[0].route, attempt.model):
                 return None
+            self.flush_quietly()
             hops = [hop for hop in self.chain(attempt.job, attempt.model, {}) if hop.serves]
+            if attempt.permit.covers(hops[0].key, hops[0].breaker) and not self.is_canary(hops[0]):
+                return None
         waits_for = hops if attempt.job.may_reroute else hops[:1]
         return hold_for_any(waits_for, "failed")
+
+    def is_canary(self, hop: Hop) -> bool:
+        """Whether a released job's failure costs it nothing, in the very generation: its route has yet to show that it is back.
+
+        Where nobody may probe, that is so for a minute: a job that fails for longer fails by itself.
+        """
+        recovering = hop.breaker.state == "recovering"
+        asked = self.settings.route(hop.route).probe or clock.now() - hop.breaker.recovered_at < CANARY_S
+        return hop.apart or (recovering and asked)
 
     def hold_while_paused(self, task: str) -> Hold | None:
         """The hold for a job whose task is paused; None: it is not."""
@@ -201,16 +231,17 @@ class Health:
 
         key = breaker_key(route, model)
         if not self.settings.route(route).probe:
-            self.flush()
+            self.flush_quietly()
             return self.view(key).is_down
         for _ in range(MOST_PROBES):
-            flight = self.begin(route, model, f"probe {uuid4()}", streams=True)
-            outcome = wire.probe(route, model, self.reporter.limit_s(key, streams=True))
-            events.probe_answered(key, outcome.answered, outcome.why)
-            self.end(flight, OK if outcome.answered else outcome)
+            with self.probing(route, model) as flight:
+                outcome = wire.probe(route, model, self.reporter.limit_s(key, streams=True))
+                self.note_probe()
+                events.probe_answered(key, outcome.answered, outcome.why)
+                self.end(flight, OK if outcome.answered else outcome)
             if outcome.answered:
                 return False
-            self.flush()
+            self.flush_quietly()
             if self.view(key).is_down:
                 return True
         return True
@@ -230,16 +261,18 @@ class Health:
     def step_apart(self, key: str, why: str) -> None:
         """What only this process finds down: it takes no jobs for it, and leaves them to others."""
         if key not in self.apart:
-            self.apart = {**self.apart, key: clock.monotonic()}
-            self.seen = dict(self.seen)  # verdicts that stood do so no longer
+            with self._reading:
+                self.apart = {**self.apart, key: clock.monotonic()}
+                self.seen = dict(self.seen)  # verdicts that stood do so no longer
             events.process_stepped_apart(key, why)
 
     def rejoin(self, key: str) -> None:
         """This process finds it as the others do, or asked it and was answered."""
         if key in self.apart:
-            self.apart = {other: since for other, since in self.apart.items() if other != key}
+            with self._reading:
+                self.apart = {other: since for other, since in self.apart.items() if other != key}
+                self.seen = dict(self.seen)
             self.reporter.forget_own(key)
-            self.seen = dict(self.seen)
             events.process_rejoined(key)
 
     @property
@@ -288,6 +321,7 @@ class Health:
                 if news is None:
                     news, refreshed = self.breakers.listen(), -REFRESH_S  # what was said meanwhile is read
                 changed = news.heard(FLUSH_S)
+                self._redis_is_back()
                 if clock.monotonic() >= flushed + self.reporter.pause_s - FLUSH_S:
                     self.flush()
                     flushed = clock.monotonic()
@@ -296,7 +330,6 @@ class Health:
                     refreshed = clock.monotonic()
                 elif changed:
                     self.look(sorted(changed))
-                self._gone_since = None
             except FAILED as error:
                 part_with(news)
                 news = None
@@ -304,8 +337,13 @@ class Health:
             except Exception:  # noqa: BLE001 - this thread must outlive any defect
                 events.fault_inside("health")
                 self._stop.wait(REFRESH_S)
-        self.flush_last()
+        self.flush_quietly()
         part_with(news)
+
+    def _redis_is_back(self) -> None:
+        since, self._gone_since = self._gone_since, None
+        if since is not None and clock.monotonic() - since > STALE_S:
+            self.reporter.forget()
 
     def _while_gone(self, error: Exception) -> None:
         first = self._gone_since is None
@@ -316,11 +354,12 @@ class Health:
             self.reporter.decide_alone()
         self._stop.wait(FLUSH_S if self.is_alone or first else GONE_S)
 
-    def flush_last(self) -> None:
+    def flush_quietly(self) -> None:
+        """Sends it if Redis is there. If not, the last opinion stands: no job must suffer for that."""
         try:
             self.flush()
         except FAILED as error:
-            events.store_unavailable("reporting the last outcomes", type(error).__name__)
+            events.store_unavailable("reporting outcomes", type(error).__name__)
 
     def refresh(self) -> None:
         """Reads all breakers, what tasks call, and whether an operator switched tideover off."""
@@ -336,7 +375,8 @@ class Health:
     def flush(self) -> None:
         """Sends the evidence noted since last time, one script for each breaker, and lets the core judge what comes back."""
         while self._learned:
-            self.registry.learn(*self._learned.popleft())
+            with suppress(IndexError):  # another thread was faster
+                self.registry.learn(*self._learned.popleft())
         if n := self.probes:
             self.registry.count("probes", n)
             self.probes -= n

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -40,6 +40,9 @@ OTHERS_WORK_S = 300.0
 """Where another credential worked so lately, the trouble is this process's own."""
 PARKED_PROBES = 4
 """How much less often than an open one a parked route is asked, where its provider names no date."""
+MOST_PARKS = 100
+STILL_S = 1.0
+"""Who does nothing for so long stands still."""
 SPARE = 0.5
 """A 429 although more than this share of its limit is left is not about our pace."""
 
@@ -65,11 +68,12 @@ class Reporter:
         self._quiet: dict[str, float] = {}
         self._pressures: defaultdict[str, Pressure] = defaultdict(Pressure)
         self._reporters = 1
-        self._parks: list[tuple[Flight, Outcome]] = []
+        self._parks: deque[tuple[Flight, Outcome]] = deque(maxlen=MOST_PARKS)
         self._own: dict[str, tuple[int, Charts]] = {}
         """Charts of this process's evidence alone, with their era."""
         self._with_limits: set[str] = set()
         """Routes whose answers carry rate-limit headers."""
+        self._gathered_at = clock.monotonic()
         self._limits: dict[tuple[str, bool], float] = {}
         self._studied_at = 0.0
         self._noted: dict[str, tuple[str, float]] = {}
@@ -89,21 +93,31 @@ class Reporter:
             self._gather()
             for route in [route for route, (_, at) in self._noted.items() if at < 0]:
                 self._note_credential(route)
-            while self._parks:
-                self._set_aside(*self._parks[0])
-                self._parks.pop(0)
             for key in list(self._quiet):
                 self._take_in(key, self.breakers.report(key, self.health.process, quiet_s=self._quiet[key]))
                 del self._quiet[key]
             for (key, era), pending in list(self._unsent.items()):
-                self._send(key, era, pending)
-                del self._unsent[key, era]
+                reading = self._send(key, era, pending)
+                del self._unsent[key, era]  # before anything else may fail: it is counted
+                self._act_on(key, reading)
+            while self._parks:  # after the evidence, which may say that it has just worked
+                self._set_aside(*self._parks[0])
+                self._parks.popleft()
             while self._pressures:
                 key, pressure = next(iter(self._pressures.items()))
                 self.health.paces.feel(key, pressure.felt, live=pressure.live, limit=self.health.flights.limits.pop(key, None))
                 del self._pressures[key]
             if clock.monotonic() - self._studied_at > STUDY_S:
                 self._study()
+
+    def forget(self) -> None:
+        """What was noted in a time without Redis says nothing of now: maybe only this machine had no network."""
+        with self._lock:
+            self._gather()
+            self._unsent.clear()
+            self._own.clear()
+            self._parks.clear()
+            self._pressures.clear()
 
     def decide_alone(self) -> None:
         """While Redis is gone: this process's own evidence moves this process's own view, by the same rules."""
@@ -119,6 +133,7 @@ class Reporter:
 
     def _gather(self) -> None:
         """What ended and what is overdue, as evidence; each call once."""
+        self._excuse()
         for flight in self.health.flights.overdue(self.limit_s, LEAST_S):
             why = f"no first token within {self.limit_s(flight.key, flight.streams):.0f} s"
             flight.counted = self._unsent.failed(flight.key, flight.eras[0], flight.job_id, why)
@@ -134,6 +149,14 @@ class Reporter:
             else:
                 self._unsent.succeeded(key, era)
         self._learn_own()
+
+    def _excuse(self) -> None:
+        """A time in which this process stood still, or its event loop did, makes no call overdue."""
+        now, last = clock.monotonic(), self._gathered_at
+        self._gathered_at = now
+        pulse_at = last if self.health.pulse_at is None else self.health.pulse_at
+        if max(now - last, now - pulse_at) > STILL_S:
+            self.health.flights.excuse(now - last)
 
     def _weigh(self, flight: Flight, outcome: Outcome) -> None:
         (model_era, route_era), route = flight.eras, route_key(flight.route)
@@ -153,6 +176,8 @@ class Reporter:
                 self._quiet[flight.key] = max(self._quiet.get(flight.key, 0.0), quiet_s(outcome))
             case "auth" | "quota" | "model":
                 self._parks.append((flight, outcome))
+            case "outage" | "ambiguous" if flight.first_s is not None:
+                self._unsent.lapsed(flight.key, model_era, outcome.why)
             case "outage" | "ambiguous" if outcome.scope == "route":
                 self._unsent.failed(route, route_era, flight.job_id, outcome.why)
             case "outage" | "ambiguous" if not flight.counted:
@@ -206,7 +231,7 @@ class Reporter:
         assert outcome.kind in ("auth", "quota", "model")
         wait_s = parked_wait_s(outcome, self.health.policy)
         seen = self.breakers.read([key])[key]
-        if not seen.is_down:
+        if not seen.is_down and seen.era == flight.eras[1 if key == route else 0]:  # else it began before somebody mended it
             parking = Transition(to="open", why=outcome.why, parked=outcome.kind, probe_at=now + wait_s, credential=digest)
             self.health.move(key, seen, parking)
 
@@ -217,9 +242,11 @@ class Reporter:
             steps = Steps.of(self.health.views.get(key, CLOSED).base)
             self._own[key] = (era, detector.after(charts if known == era else Charts(), new, steps))
 
-    def _send(self, key: str, era: int, pending: Pending) -> None:
+    def _send(self, key: str, era: int, pending: Pending) -> Reading:
         batch = Batch(era=era, runs=pending.runs, why=pending.why, latencies=pending.latencies)
-        reading = self.breakers.report(key, self.health.process, batch, known=self.health.views.get(key))
+        return self.breakers.report(key, self.health.process, batch, known=self.health.views.get(key))
+
+    def _act_on(self, key: str, reading: Reading) -> None:
         self._reporters = reading.by.reporters
         self._take_in(key, reading)
         change = self.judged(key, reading)

@@ -66,7 +66,7 @@ async def held(n: int) -> None:
 async def live(n: int) -> None:
     await ask("live")
 
-@ai_task(criticality="critical", models=["{MODEL}"])
+@ai_task(criticality="critical", expires_in=None, models=["{MODEL}"])
 async def reply(sent_at: float) -> None:
     await ask("reply")
     store.rpush("home:replies", time.time() - sent_at)

@@ -32,7 +32,7 @@ from tideover.core.detector import (
     is_suspect,
 )
 
-RUNS = st.lists(st.tuples(st.sampled_from(["ok", "failed", "back"]), st.integers(1, 9)), max_size=12)
+RUNS = st.lists(st.tuples(st.sampled_from(["ok", "failed", "back", "lapsed"]), st.integers(1, 9)), max_size=12)
 BASES = st.builds(
     lambda rate, share: Base(calls=rate * MEMORY_S, failed=rate * MEMORY_S * share), st.floats(0, 1000), st.floats(0, 0.2)
 )
@@ -59,7 +59,18 @@ def test_a_run_is_as_many_calls_one_by_one(runs: list[Run], base: Base) -> None:
     """However evidence is batched, it says the same."""
     singly = of(*((kind, 1) for kind, n in runs for _ in range(n)), base=base)
     assert pytest.approx(astuple(singly)[:3]) == astuple(of(*runs, base=base))[:3]
-    assert singly.ok == of(*runs, base=base).ok
+    if not any(kind == "lapsed" for kind, _ in runs):  # of which none can undo more successes than there were
+        assert singly.ok == of(*runs, base=base).ok
+
+
+@given(base=BASES, n=st.integers(1, 40))
+def test_streams_that_break_are_failures(base: Base, n: int) -> None:
+    """Each counted as a success at its first token. Where most break it is an outage, not a brown-out."""
+    charts = of(*[("ok", 1), ("lapsed", 1)] * n, base=base)
+    assert (n, n) == (charts.calls, charts.failed)
+    assert not is_brownout(charts, base.threshold)
+    if n >= 12:
+        assert is_down(charts, base.threshold)
 
 
 @given(runs=RUNS, base=BASES)

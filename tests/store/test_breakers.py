@@ -30,7 +30,7 @@ def report(house: House, *runs: Run, era: int = 0, process: str = "p", why: str 
     return house.breakers.report(KEY, process, Batch(era=era, runs=runs, why=why), known=known)
 
 
-RUNS = st.lists(st.tuples(st.sampled_from(["ok", "failed", "back"]), st.integers(1, 9)), max_size=8)
+RUNS = st.lists(st.tuples(st.sampled_from(["ok", "failed", "back", "lapsed"]), st.integers(1, 9)), max_size=8)
 
 
 @given(batches=st.lists(RUNS, max_size=5), calls=st.floats(0, 1e6), share=st.floats(0, 1))
@@ -88,11 +88,13 @@ def test_processes_that_report_are_counted(house: House) -> None:
 
 
 def test_latencies_add_up(house: House) -> None:
-    """Those of all processes, in quiet times only."""
+    """Those of all processes, whatever is thought of the route meanwhile: how long an answer took is a fact."""
     for n in (1, 2):
         house.breakers.report(KEY, "p", Batch(era=0, runs=[("ok", n)], latencies={"s4": n, "p-3": 1}))
     house.breakers.report(KEY, "p", Batch(era=0, runs=[("failed", 9)], latencies={"s4": 100}))
-    assert {"s4": 3, "p-3": 2} == house.breakers.latencies(KEY)
+    house.move("open")
+    house.breakers.report(KEY, "p", Batch(era=0, runs=[("ok", 1)], latencies={"p21": 1}))
+    assert {"s4": 103, "p-3": 2, "p21": 1} == house.breakers.latencies(KEY)
 
 
 def test_of_many_who_saw_the_same_one_moves_it(house: House, valkey_url: str) -> None:
@@ -179,6 +181,18 @@ def test_a_recovery_forgets_who_failed(house: House) -> None:
     report(house, ("failed", 1), process="p2")
     house.move("open", "half-open", "recovering")
     assert 0 == house.breakers.report(KEY, "operator").by.failing
+
+
+def test_who_asks_a_parked_route_still_knows_why(house: House) -> None:
+    """A probe that fails leaves it parked; one that is answered ends that."""
+    parking = Transition(to="open", why="401", parked="auth", probe_at=clock.now(), credential="digest")
+    assert house.breakers.transition(KEY, house.breaker(), parking, clock.now())
+    taken = house.breakers.begin_probe(KEY, house.breaker(), 30.0, clock.now())
+    assert taken is not None
+    assert ("half-open", "auth", "digest") == (taken.state, taken.parked, taken.credential)
+    assert taken.parked == house.breaker().parked
+    assert house.breakers.transition(KEY, taken, Transition(to="recovering", why="probes answered"), clock.now())
+    assert ("", "") == (house.breaker().parked, house.breaker().credential)
 
 
 def test_parking_is_written_and_taken_back(house: House) -> None:

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from queue import Empty, SimpleQueue
-from uuid import uuid4
 
 from tideover import clock, events
 from tideover.core.breaker import Breaker, Transition, burst_says, is_probe_due, next_probe_at, weigh
 from tideover.core.outcome import OK, Outcome
 from tideover.core.route import WHOLE, is_task_key, route_key, split_key
-from tideover.evidence import Flight
-from tideover.health import Health
+from tideover.health import LONG_APART_S, Health
 from tideover.reporting import parked_wait_s
 from tideover.store.client import FAILED
 
 EVERY_S = 0.1
-AT_ONCE = 4
+AT_ONCE = 8
 GAP_S = 0.5
 """Between probes where there is doubt."""
 BURST_GAP_S = 0.3
@@ -39,8 +37,11 @@ PASS_ON_S = 1.0
 """How long the process whose probe failed leaves the next one to others, whose network may be better."""
 APART_S = 5.0
 """How often a process that alone finds a route down asks it."""
-MOST_AT_ONCE = 40
-"""Probes of a burst that no answer decides."""
+BURST_S = 28.0
+"""How long a burst, or the asking where there is doubt, may take: it ends before its lease."""
+MOST_UNANSWERED = 6
+"""Probes of a burst that are under way at once."""
+STOP_LOOK_S = 0.5
 HOUR_S = 3600.0
 SPENT_S = 60.0
 """How often it is asked once the probes of the hour are spent."""
@@ -54,7 +55,8 @@ class Prober:
     def __init__(self, health: Health) -> None:
         self.health = health
         self._pool = ThreadPoolExecutor(AT_ONCE, "tideover-probe")
-        self._askers = ThreadPoolExecutor(AT_ONCE * 2, "tideover-ask")
+        self._doubts = ThreadPoolExecutor(AT_ONCE, "tideover-doubt")
+        self._askers = ThreadPoolExecutor(AT_ONCE * MOST_UNANSWERED, "tideover-ask")
         self._running: dict[str, Future[None]] = {}
         self._not_before: dict[str, float] = {}
         self._made: dict[str, deque[float]] = {}
@@ -65,12 +67,15 @@ class Prober:
             return
         self._running = {key: running for key, running in self._running.items() if not running.done()}
         now = clock.now()
+        for key in self._apart_unasked():
+            self.health.rejoin(key)
         for key in {**self.health.views, **self.health.apart}:
             view = self.health.views.get(key)
             if key in self._running or clock.monotonic() < self._not_before.get(key, 0.0) or not self._may_ask(key):
                 continue
             if key in self.health.apart:
-                self._begin(key, self._ask_apart, key)
+                if self.health.settings.routes[split_key(key)[0]].probe:
+                    self._begin(key, self._ask_apart, key)
             elif view is not None and is_probe_due(view, now, self.health.policy) and not self._waits_for_route(key):
                 self._take(key, view, now)
 
@@ -78,7 +83,14 @@ class Prober:
         """Waits for probes under way: each has its timeout."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
+        self._doubts.shutdown(cancel_futures=True)
         self._askers.shutdown(cancel_futures=True)
+
+    def _apart_unasked(self) -> list[str]:
+        """Where nobody may ask, a job tries again after a while whether this process reaches the route by now."""
+        routes, long_ago = self.health.settings.routes, clock.monotonic() - LONG_APART_S
+        names = ((key, split_key(key)[0], since) for key, since in self.health.apart.items())
+        return [key for key, name, since in names if since < long_ago and name in routes and not routes[name].probe]
 
     def _may_ask(self, key: str) -> bool:
         """Whether it names a route of ours that may be probed, and has probes left for this hour."""
@@ -115,10 +127,11 @@ class Prober:
         elif taken.state == "half-open":
             self._begin(key, self._ask_down, key, taken)
         else:
-            self._begin(key, self._ask_doubted, key, taken)
+            self._begin(key, self._ask_doubted, key, taken, doubted=True)
 
-    def _begin(self, key: str, *call: object) -> None:
-        self._running[key] = self._pool.submit(self._guarded, *call)
+    def _begin(self, key: str, *call: object, doubted: bool = False) -> None:
+        """Two pools, so that long doubts keep nobody from asking what is down."""
+        self._running[key] = (self._doubts if doubted else self._pool).submit(self._guarded, *call)
 
     def _guarded(self, *call: object) -> None:
         ask, *args = call
@@ -146,16 +159,19 @@ class Prober:
 
     def _ask_doubted(self, key: str, taken: Breaker) -> None:
         """Adds evidence where few jobs run: it becomes suspect and opens, or calms down, as any evidence says."""
-        for nth in range(MOST_AT_ONCE):
-            with self._flight(key) as flight:
+        ends_at = clock.monotonic() + BURST_S - self.health.reporter.limit_s(key, streams=True)
+        route, model = split_key(key)
+        for nth in count():
+            with self.health.probing(route, self._model_of(route, model)) as flight:
                 outcome = self._ask(key, knocks=nth == 0)
                 self.health.end(flight, OK if outcome.answered else outcome)
-            self.health.flush()
+            self.health.flush_quietly()
             view, now = replace(self.health.views.get(key, taken), probing_until=0.0, seen_at=0.0), clock.now()
-            if view.is_down or next_probe_at(view, now, self.health.policy) is None:
+            if view.is_down or next_probe_at(view, now, self.health.policy) is None or clock.monotonic() >= ends_at:
                 break
             if self._stop.wait(OLD_GAP_S if view.state == "suspect" and now - view.since > YOUNG_S else self._gap_s(GAP_S)):
                 break
+        self._not_before[key] = clock.monotonic() + self._gap_s(GAP_S)
         self.health.breakers.end_probe(key, taken.fence)
 
     def _ask_apart(self, key: str) -> None:
@@ -163,38 +179,34 @@ class Prober:
         says, outcome = self._burst(key)
         if says:
             self.health.rejoin(key)
-        elif says is False:
-            with self._flight(key) as flight:
+        elif says is False and outcome.kind in ("outage", "ambiguous"):
+            route, model = split_key(key)
+            with self.health.probing(route, self._model_of(route, model)) as flight:
                 self.health.end(flight, outcome)
         self._not_before[key] = clock.monotonic() + APART_S
 
-    @contextmanager
-    def _flight(self, key: str) -> Iterator[Flight]:
-        """A call for the evidence; one that does not end says nothing."""
-        route, model = split_key(key)
-        flight = self.health.begin(route, self._model_of(route, model), f"probe {uuid4()}", streams=True)
-        try:
-            yield flight
-        finally:
-            self.health.flights.forget(flight)
-
     def _burst(self, key: str) -> tuple[bool | None, Outcome]:
-        """Probes until they say that the route is back, or that it is not (None: there was no time); and the last answer."""
-        weight, outcome = 0.0, OK
+        """Probes until they say that the route is back, or that it is not (None: there was no time); and the last answer.
+
+        A few may be under way at once, because first tokens may take seconds; what is not answered yet says nothing.
+        """
+        weight, outcome, unanswered, nth = 0.0, OK, 0, 0
         answers: SimpleQueue[Outcome] = SimpleQueue()
-        for nth in range(MOST_AT_ONCE):
-            if (says := burst_says(weight)) is not None:
-                return says, outcome
-            self._askers.submit(lambda knocks: answers.put(self._ask(key, knocks=knocks)), nth == 0)
-            next_at = clock.monotonic() + (self._gap_s(BURST_GAP_S) if weight else FIRST_GAP_S)
-            while burst_says(weight) is None and (left_s := next_at - clock.monotonic()) > 0:
-                with suppress(Empty):
-                    outcome = answers.get(timeout=left_s)
-                    next_at = min(next_at, clock.monotonic() + self._gap_s(BURST_GAP_S)) if weight == 0.0 else next_at
-                    weight = weigh(weight, answered=outcome.answered)
-            if self._stop.is_set():
+        ends_at, next_at = clock.monotonic() + BURST_S, clock.monotonic()
+        while (says := burst_says(weight)) is None:
+            now = clock.monotonic()
+            if now >= ends_at or self._stop.is_set():
                 return None, outcome
-        return False, outcome
+            if unanswered < MOST_UNANSWERED and now >= next_at:
+                self._askers.submit(lambda knocks: answers.put(self._ask(key, knocks=knocks)), nth == 0)
+                unanswered, nth = unanswered + 1, nth + 1
+                next_at = now + (self._gap_s(BURST_GAP_S) if weight else FIRST_GAP_S)
+            wait_until = min(ends_at, next_at) if unanswered < MOST_UNANSWERED else ends_at
+            with suppress(Empty):
+                outcome = answers.get(timeout=max(0.001, min(wait_until - clock.monotonic(), STOP_LOOK_S)))
+                next_at = min(next_at, clock.monotonic() + self._gap_s(BURST_GAP_S)) if weight == 0.0 else next_at
+                weight, unanswered = weigh(weight, answered=outcome.answered), unanswered - 1
+        return says, outcome
 
     def _ask(self, key: str, *, knocks: bool) -> Outcome:
         """One probe; `knocks`: at the front door first, which spares the model a question that could not reach it."""
@@ -217,9 +229,11 @@ class Prober:
         """The model to ask: of a whole route, one that was called on it, the latest to answer; `*` if none was."""
         if model != WHOLE:
             return model
+        found, views = self.health.settings.routes.get(route), self.health.views.items()
         known = [
-            (view.ok_at, key)
-            for key, view in self.health.views.items()
-            if key.startswith(f"{route}/") and key != route_key(route)
+            (view.ok_at, name)
+            for key, view in views
+            if key.startswith(f"{route}/") and (name := split_key(key)[1]) != WHOLE and view.ok_at > 0
+            if not view.is_down and found is not None and found.model(name) is not None
         ]
-        return split_key(max(known)[1])[1] if known else WHOLE
+        return max(known)[1] if known else WHOLE

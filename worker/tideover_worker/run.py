@@ -41,6 +41,8 @@ POLL_S = 0.02
 ASK_AGAIN_S = 0.2
 RETRY_S = 0.25
 """How soon what Redis did not take is tried again. dramatiq waits 3 and 5 s, in the threads that every other job needs."""
+PULSE_S = 0.25
+"""How often the loop shows that it runs: what it does not get to is not the provider's delay."""
 CANCEL_S = 5.0
 
 
@@ -98,7 +100,12 @@ class Shared:
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self.loop)
+        self._pulse()
         self.loop.run_forever()
+
+    def _pulse(self) -> None:
+        self.gate.health.pulse_at = clock.monotonic()
+        self.loop.call_later(PULSE_S, self._pulse)
 
     def finish_in_flight(self, grace_s: float) -> None:
         """Waits for coroutines to end, then gives unfinished ones back, attempts unspent."""

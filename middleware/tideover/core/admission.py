@@ -114,12 +114,12 @@ def unless_one_runs(verdicts: Sequence[Verdict]) -> Hold | GiveBack | None:
 
     Which one it will call only its function knows, so the call itself is asked again. None: let it run.
     """
-    back = next((verdict for verdict in verdicts if isinstance(verdict, GiveBack)), None)
-    if back is not None:
-        return back
     holds = [verdict for verdict in verdicts if isinstance(verdict, Hold)]
-    if not holds or len(holds) < len(verdicts):
+    backs = [verdict for verdict in verdicts if isinstance(verdict, GiveBack)]
+    if not verdicts or len(holds) + len(backs) < len(verdicts):
         return None
+    if backs:
+        return backs[0]
     wait_key = tuple(dict.fromkeys(key for hold in holds for key in hold.wait_key))
     reasons = {hold.reason for hold in holds}
     reason: Reason = "pace" if "pace" in reasons else "suspect" if "suspect" in reasons else "outage"

@@ -179,7 +179,8 @@ def moved(breaker: Breaker, change: Transition, now: float) -> Breaker:
         raise IllegalTransition(f"{old} -> {new}")
     probing_until = 0.0 if new == "open" or old == "half-open" else breaker.probing_until
     after = replace(breaker, state=new, since=now, why=change.why, probing_until=probing_until)
-    after = replace(after, parked=change.parked, probe_at=change.probe_at, credential=change.credential)
+    if new != "half-open":  # who asks a parked one still knows why it is parked
+        after = replace(after, parked=change.parked, probe_at=change.probe_at, credential=change.credential)
     if old == "half-open" and new != "half-open":
         after = replace(after, probed_at=now, probe_said=change.why)
     match old, new:

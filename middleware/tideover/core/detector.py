@@ -18,8 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Evidence = Literal["ok", "failed", "back"]
-"""*back*: a failure was counted too early (no first token in time), and the call turned out well."""
+Evidence = Literal["ok", "failed", "back", "lapsed"]
+"""*back*: a failure was counted too early (no first token in time), and the call turned out well. *lapsed*: a success was, at
+the first token, and the stream broke."""
 
 Run = tuple[Evidence, int]
 """So many in a row."""
@@ -157,20 +158,23 @@ def moved(at: float, by: Step, run: Run, top: float) -> float:
             return min(top, at + n * by.up)
         case "back":
             return max(0.0, at + n * (by.down - by.up))
+        case "lapsed":
+            return min(top, at + n * (by.up - by.down))
 
 
 def after(charts: Charts, runs: Iterable[Run], steps: Steps) -> Charts:
     """Where the charts stand after more evidence, in its order. `store/lua/report-n.lua` does the same for all processes."""
     for run in runs:
         kind, n = run
+        failed = max(0, charts.failed + (-n if kind == "back" else 0 if kind == "ok" else n))
         new = Charts(
             brownout=moved(charts.brownout, steps.brownout, run, steps.top),
             blackout=moved(charts.blackout, steps.blackout, run, steps.top),
             majority=moved(charts.majority, steps.majority, run, steps.top),
-            calls=charts.calls + (0 if kind == "back" else n),
-            failed=max(0, charts.failed + (n if kind == "failed" else -n if kind == "back" else 0)),
-            ok=charts.ok + (0 if kind == "failed" else n),
-            row=0 if kind == "failed" else charts.row + n,
+            calls=max(failed, charts.calls + (n if kind in ("ok", "failed") else 0)),
+            failed=failed,
+            ok=max(0, charts.ok + (0 if kind == "failed" else -n if kind == "lapsed" else n)),
+            row=0 if kind in ("failed", "lapsed") else charts.row + n,
         )
         charts = new if new.highest > 0 else replace(new, calls=0, failed=0)
     return charts

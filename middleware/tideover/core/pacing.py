@@ -35,6 +35,8 @@ LOSSES_AT_ONCE, LOSS_SHARE_AT_ONCE = 2.0, 0.10
 CUT_TO_BEST, CUT_AGAIN, CUT_TO_DELIVERED, LEAST_CUT = 0.97, 0.85, 0.95, 0.3
 """What is left of the rate then: a little less than the provider could bear so far. If that does not help, a share of the rate,
 a little less than was delivered; but never less than so little of what it was."""
+LEAST_PAUSE_S = 1.0
+"""Between two cuts, however quick the answers are."""
 AGAIN = 2.0
 """So many answer times after a cut the next loss says that it did not help."""
 BEST_KEPT, BEST_CHANGED = 0.8, 0.2
@@ -186,21 +188,21 @@ def grown_rate(pacer: Pacer, elapsed_s: float, policy: PacePolicy) -> float:
 
 
 def cut(pacer: Pacer, felt: Felt) -> Pacer:
-    """Less, if the provider cannot follow: at most once in the time that its answer to that takes."""
+    """Less, if the provider cannot follow: at most once in the time that its answer to that takes, and of each loss once."""
     since_s = pacer.at - pacer.cut_at
     if felt.throttled:
         quiet_until = max(pacer.quiet_until, pacer.at + min(felt.quiet_s, MOST_QUIET_S))
         pacer = replace(pacer, quiet_until=quiet_until)
         if since_s > 0.5 * pacer.answer_s:
             return replace(pacer, rate=THROTTLED_CUT * pacer.rate, cut_at=pacer.at, slow_start=False)
-    if not pacer.is_congested or since_s <= 0.6 * pacer.answer_s:
+    if not pacer.is_congested or since_s <= max(LEAST_PAUSE_S, 0.6 * pacer.answer_s):
         return pacer
     best, least = best_now(pacer), LEAST_CUT * pacer.rate
     if since_s <= AGAIN * pacer.answer_s:
         rate = min(CUT_AGAIN * pacer.rate, max(CUT_TO_DELIVERED * pacer.delivered, least))
     else:
         rate = max(least, min(CUT_TO_DELIVERED * pacer.rate, CUT_TO_BEST * best))
-    return replace(pacer, rate=max(0.5, rate), best=best, cut_at=pacer.at, slow_start=False)
+    return replace(pacer, rate=max(0.5, rate), best=best, cut_at=pacer.at, slow_start=False, lost=0.0, lost_now=0.0)
 
 
 def best_now(pacer: Pacer) -> float:

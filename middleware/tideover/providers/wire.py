@@ -108,7 +108,7 @@ def tried(route: str, request: Any, response: Any, losses: tuple[str, ...] = ())
     else:
         outcome = of_response(http.status_code, http.headers, None if http.is_success else body, now=clock.now())
     foreign = is_foreign(route, http.request)
-    if foreign and outcome.kind in ("auth", "quota"):  # which says nothing of the route
+    if foreign and outcome.kind in ("auth", "quota", "model"):  # which says nothing of the route
         outcome = replace(outcome, kind="caller", scope="job")
     streaming = request.stream and http.is_success and outcome.kind == "ok"
     limit = limit_in(http.headers)

@@ -21,7 +21,8 @@ end
 local at_once, n, tokens = ARGV[3] == '', #ARGV - 5, 0
 if not at_once then
   local bucket = redis.call('hmget', KEYS[11], 'tokens', 'at')
-  tokens = tonumber(bucket[1] or '1') + math.max(0, now - tonumber(bucket[2] or now)) * tonumber(ARGV[3])
+  tokens = math.max(tonumber(bucket[1] or '1'), -10 * tonumber(ARGV[3]))  -- live calls of a quicker time are forgiven
+  tokens = tokens + math.max(0, now - tonumber(bucket[2] or now)) * tonumber(ARGV[3])
   tokens = math.min(tokens, tonumber(ARGV[4]))
   n = math.min(math.floor(tokens), tonumber(ARGV[5]) - redis.call('llen', KEYS[5]))
 end

@@ -33,13 +33,15 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
       local up, down = ARGV[9 + 2 * i], ARGV[10 + 2 * i]
       if kind == 'f' then s[i] = math.min(top, s[i] + n * up)
       elseif kind == 'o' then s[i] = math.max(0, s[i] + n * down)
+      elseif kind == 'l' then s[i] = math.min(top, s[i] + n * (up - down))
       else s[i] = math.max(0, s[i] + n * (down - up)) end
     end
     if kind == 'f' then calls, failed, ended, bad = calls + n, failed + n, ended + n, bad + n
     elseif kind == 'o' then calls, ok, ended = calls + n, ok + n, ended + n
+    elseif kind == 'l' then calls, failed, ok, bad = math.max(calls, failed + n), failed + n, math.max(0, ok - n), bad + n
     else failed, ok, bad = math.max(0, failed - n), ok + n, bad - n end
     if math.max(s[1], s[2]) == 0 then calls, failed = 0, 0 end
-    row = kind == 'f' and 0 or row + n
+    row = (kind == 'f' or kind == 'l') and 0 or row + n
     last = kind
   end
   put('brownout', tostring(s[1])) put('blackout', tostring(s[2])) put('majority', tostring(s[3]))  -- else a reply cuts them
@@ -52,12 +54,11 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
     put('base_calls', tostring(tonumber(b[10] or '0') * fades + ended))
     put('base_failed', tostring(math.max(0, tonumber(b[11] or '0') * fades + bad)))
     put('base_ms', math.max(now, before))
-    for field, n in ARGV[7]:gmatch('(%S+) (%d+)') do redis.call('hincrby', KEYS[4], field, n) end
   end
   if ARGV[5] ~= '' then put('why', ARGV[5]) end
   redis.call('zadd', KEYS[2], now, ARGV[2])
   redis.call('pexpire', KEYS[2], 120000)
-  if last == 'f' then
+  if last == 'f' or last == 'l' then
     redis.call('zadd', KEYS[3], now, ARGV[2])
     redis.call('pexpire', KEYS[3], 120000)
     failing = redis.call('zcard', KEYS[3])
@@ -65,6 +66,8 @@ if ARGV[3] == (b[2] or '0') and ARGV[4] ~= '' and state ~= 'open' and state ~= '
     failing = failing - redis.call('zrem', KEYS[3], ARGV[2])
   end
 end
+-- how long an answer took is a fact, whatever was thought of the route meanwhile
+for field, n in ARGV[7]:gmatch('(%S+) (%d+)') do redis.call('hincrby', KEYS[4], field, n) end
 if tonumber(ARGV[6]) > 0 then
   local until_ms = now + tonumber(ARGV[6])
   if until_ms > tonumber(b[13] or '0') then
