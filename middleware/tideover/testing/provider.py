@@ -9,7 +9,6 @@ import json
 import math
 import random
 import threading
-from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +74,8 @@ class FakeProvider:
         self.latency = latency if latency is not None else Latency()
         self.speed = speed
         self.random, self.random_aside = random.Random(seed), random.Random(seed)
-        self.let_in: deque[float] = deque()
-        """When calls were let in under a limit."""
+        self.bucket = (math.inf, 0.0)
+        """Calls that are left of a limit, and as of when."""
         self.strength = (0.0, 0.0)
         """Calls that it can bear at once, and as of when."""
         self.port = port
@@ -263,18 +262,19 @@ class FakeProvider:
         now = self.phase
         if now is None or now.phase.limit_per_s is None or not now.phase.touches(model):
             return {}
-        left = max(0, int(now.phase.limit_per_s * LIMIT_WINDOW_S) - len(self.let_in))
-        return answers.limit_headers(dialect, max(1, round(now.phase.limit_per_s * 60)), left)
+        per_s = now.phase.limit_per_s
+        return answers.limit_headers(dialect, max(1, round(per_s * 60)), int(self.left(per_s)))
 
     def room(self, limit_per_s: float) -> bool:
-        """Whether one more call is within the limit, counted over the last seconds."""
-        now = clock.monotonic()
-        while self.let_in and now - self.let_in[0] > LIMIT_WINDOW_S:
-            self.let_in.popleft()
-        if len(self.let_in) >= limit_per_s * LIMIT_WINDOW_S:
-            return False
-        self.let_in.append(now)
-        return True
+        """Whether one more call is within the limit: a bucket that holds some seconds of it, as real ones are."""
+        left = self.left(limit_per_s)
+        self.bucket = (left - 1 if left >= 1 else left, clock.monotonic())
+        return left >= 1
+
+    def left(self, limit_per_s: float) -> float:
+        """Calls that the limit allows just now."""
+        left, at = self.bucket
+        return min(limit_per_s * LIMIT_WINDOW_S, left + (clock.monotonic() - at) * limit_per_s)
 
     def fails(self, model: str) -> bool:
         """Whether calls for this model may fail now."""
