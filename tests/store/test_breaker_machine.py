@@ -323,5 +323,5 @@ class SharedBreakers(RuleBasedStateMachine):
 
 def test_no_order_of_events_breaks_the_rules(client: redis.Redis, keys: Keys, own_clock: None) -> None:
     """No illegal state, no two probers, no permit or view of yesterday that moves anything."""
-    some = settings(stateful_step_count=STEPS, max_examples=settings.default.max_examples // 2)
+    some = settings(stateful_step_count=STEPS, max_examples=settings.default.max_examples // 3)
     run_state_machine_as_test(lambda: SharedBreakers(client, keys), settings=some)

@@ -819,5 +819,5 @@ def test_and_so_it_does_when_groups_share_an_id(client: redis.Redis, key_table: 
 
 
 def walk(machine: Callable[[], StoreAndModel]) -> None:
-    some = settings(stateful_step_count=STEPS, max_examples=settings.default.max_examples // 2)
+    some = settings(stateful_step_count=STEPS, max_examples=settings.default.max_examples // 3)
     run_state_machine_as_test(machine, settings=some)
