@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays recorded outages against real workers, and tells how each went: one row per profile.
 
-    python tests/bench/profiles.py outage-profiles.json                      all of them: about a minute each
+    python tests/bench/profiles.py outage-profiles.json                      all of them: two minutes each
     python tests/bench/profiles.py outage-profiles.json --only p01 --only p16
     python tests/bench/profiles.py outage-profiles.json --json
 
