@@ -115,6 +115,7 @@ class Reporter:
         with self._lock:
             self._gather()
             self._unsent.clear()
+            self._failed_jobs.clear()
             self._own.clear()
             self._parks.clear()
             self._pressures.clear()

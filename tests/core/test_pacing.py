@@ -16,7 +16,6 @@ from tideover.core.pacing import (
     CUSHION_S,
     FLAPPY,
     MOST_QUIET_S,
-    MOST_UNHEARD,
     PATIENCE_S,
     Felt,
     Limit,
@@ -143,12 +142,15 @@ def test_it_does_not_run_away_from_what_is_sent() -> None:
 
 
 def test_a_route_that_is_well_bears_what_it_usually_has() -> None:
-    """And more, step by step, but not any number."""
+    """And more, step by step, as long as jobs are released; after a pause of an hour it starts low, and not with a flood."""
     pacer = begun(NOW, POLICY)
-    assert 9.0 == unheard(pacer, 9.0, now=NOW + EVERY_S, policy=POLICY).rate
-    for _ in range(2000):
-        pacer = unheard(pacer, 0.0, now=pacer.at + EVERY_S, policy=POLICY)
-    assert MOST_UNHEARD == pacer.rate
+    assert 9.0 == unheard(pacer, 0, 9.0, now=NOW + EVERY_S, policy=POLICY).rate
+    for _ in range(200):
+        pacer = unheard(pacer, round(EVERY_S * pacer.rate), 0.0, now=pacer.at + EVERY_S, policy=POLICY)
+    assert pacer.rate > 50
+    for _ in range(4 * 3600):
+        pacer = unheard(pacer, 0, 0.0, now=pacer.at + EVERY_S, policy=POLICY)
+    assert 2 * POLICY.start_rate == pacer.rate
 
 
 @pytest.mark.parametrize("state", ["closed", "suspect", "open", "half-open", "recovering"])

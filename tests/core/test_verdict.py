@@ -127,7 +127,7 @@ def test_many_breakers() -> None:
 def test_recovering_throttled_draining() -> None:
     """The way back, and a provider that asks for quiet."""
     back = replace(DOWN, breakers=(breaker(KEY, "recovering", 12),))
-    assert sentence(back) == "RECOVERING: anthropic/m for 12 s. 40 jobs held, released at 8 jobs/s."
+    assert sentence(back) == "RECOVERING: anthropic/m for 12 s. 40 jobs held, coming home at 8 calls/s, live ones included."
     quiet = replace(DOWN, breakers=(breaker(KEY, "closed", quiet_s=3),))
     assert sentence(quiet) == "THROTTLED: anthropic/m asked for quiet for 3 s more. 40 jobs held."
     assert sentence(replace(DOWN, breakers=())) == "DRAINING: 40 jobs held, and no breaker stands in their way."

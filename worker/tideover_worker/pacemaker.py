@@ -70,20 +70,20 @@ class Pacemaker:
 
     def _made(self, key: str, breaker: Breaker) -> Pace:
         now = clock.now()
-        seen = self.paces.read(key, now)
+        seen, gone = self.paces.read(key, now), self._gone.pop(key, 0)
         known = seen.pacer
         if known is None or seen.recovered_at != breaker.recovered_at or now - known.at > IDLE_S:
             known = None
-        pacer = begun(now, self.policy) if known is None else self._pacer(known, breaker, seen, now)
+        pacer = begun(now, self.policy) if known is None else self._pacer(known, breaker, seen, gone, now)
         limit = seen.limit if breaker.state == "recovering" else None
         pace = pace_of(breaker, pacer, limit, now=now, policy=self.policy)
-        progress = self._progress(None if known is None else seen.progress, self.held[key], self._gone.pop(key, 0), now)
+        progress = self._progress(None if known is None else seen.progress, self.held[key], gone, now)
         self.paces.publish(key, seen, pacer, pace, progress, breaker)
         if seen.factor != pace.factor:
             events.pace_changed(key, pace.rate, pace.factor)
         return pace
 
-    def _pacer(self, pacer: Pacer, breaker: Breaker, seen: Standing, now: float) -> Pacer:
+    def _pacer(self, pacer: Pacer, breaker: Breaker, seen: Standing, gone: int, now: float) -> Pacer:
         """Who opened again soon after it had recovered doubles half as fast."""
         policy = replace(self.policy, double_s=self.policy.double_s * 2.0 ** min(breaker.flaps, 10))
         if seen.braked_at != breaker.braked_at:
@@ -92,7 +92,7 @@ class Pacemaker:
             case "recovering":
                 return after(pacer, seen.news, seen.limit, now=now, policy=policy)
             case "closed":
-                return unheard(pacer, breaker.base.per_s, now=now, policy=policy)
+                return unheard(pacer, gone, breaker.base.per_s, now=now, policy=policy)
             case "suspect" | "open" | "half-open":
                 return replace(pacer, at=now)
 

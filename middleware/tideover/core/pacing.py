@@ -114,19 +114,25 @@ class Pacer:
         return lasting or (self.lost_now >= LOSSES_AT_ONCE and self.lost_now > LOSS_SHARE_AT_ONCE * self.sent_now)
 
 
-MOST_UNHEARD = 1000.0
-"""Releases per second of a route that is well."""
-
-
 def begun(now: float, policy: PacePolicy) -> Pacer:
     """At the start of a recovery."""
     return Pacer(at=now, rate=policy.start_rate)
 
 
-def unheard(pacer: Pacer, usual_per_s: float, *, now: float, policy: PacePolicy) -> Pacer:
-    """Later, of a route that is well, as after a doubt that passed: it bears what it usually has, and the pace just grows."""
-    grown = min(MOST_UNHEARD, grown_rate(pacer, max(0.0, now - pacer.at), policy))
-    return replace(pacer, at=now, rate=max(grown, usual_per_s))
+def unheard(pacer: Pacer, released: int, usual_per_s: float, *, now: float, policy: PacePolicy) -> Pacer:
+    """Later, of a route that is well, as after a doubt that passed: it bears what it usually has.
+
+    How its calls fare nobody tells. The pace grows with what is really released: after a pause it starts low again.
+    """
+    elapsed_s = max(0.0, now - pacer.at)
+    grown = replace(
+        pacer,
+        at=now,
+        rate=grown_rate(pacer, elapsed_s, policy),
+        sent=pacer.sent * math.exp(-elapsed_s / MEMORY_S) + released,
+        sent_now=pacer.sent_now * math.exp(-elapsed_s / BURST_S) + released,
+    )
+    return replace(grown, rate=max(min(grown.rate, most_of(grown, policy)), usual_per_s))
 
 
 def braked(pacer: Pacer, now: float, policy: PacePolicy) -> Pacer:
@@ -161,10 +167,15 @@ def after(pacer: Pacer, felt: Felt, limit: Limit | None, *, now: float, policy: 
         answers=min(MOST_ANSWERS, pacer.answers + felt.ok),
         answer_s=answer_s(pacer, felt),
     )
-    lately = max(grown.sent / MEMORY_S, grown.sent_now / BURST_S)
-    most = max(2 * policy.start_rate, 2 * lately + 1)  # it must not run away from what is really sent
+    most = most_of(grown, policy)
     most = most if limit is None else min(most, 1.3 * ceiling(limit, policy))
     return cut(replace(grown, rate=min(grown.rate, most)), felt)
+
+
+def most_of(pacer: Pacer, policy: PacePolicy) -> float:
+    """The rate must not run away from what is really sent."""
+    lately = max(pacer.sent / MEMORY_S, pacer.sent_now / BURST_S)
+    return max(2 * policy.start_rate, 2 * lately + 1)
 
 
 def answer_s(pacer: Pacer, felt: Felt) -> float:

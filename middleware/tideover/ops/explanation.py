@@ -249,7 +249,7 @@ def way_out(breaker: BreakerStatus, ahead: int, now: float) -> Way:
 
 
 def turn(ahead: int, pace: float) -> str:
-    return f"{counted(ahead, 'held job')} before this one, released at {pace:.0f} jobs/s"
+    return f"{counted(ahead, 'held job')} before this one; the route is used at {pace:.0f} calls/s, live ones included"
 
 
 def hindrances(space: Space, lane: str | None, settings: Settings, now: float) -> tuple[str, ...]:

@@ -142,7 +142,7 @@ def of_breakers(standing: Standing) -> Iterator[Finding]:
     if back:
         awaited = {key for group in standing.held_groups for key in group.waits_for}
         pace = sum(b.pace for b in back if b.key in awaited)
-        at = f", released at {pace:.0f} jobs/s" if pace else ""
+        at = f", coming home at {pace:.0f} calls/s, live ones included" if pace else ""
         yield Finding("recovering", f"RECOVERING: {named(back, standing.asked_at)}. {held}{at}.")
     if quiet:
         wait_s = max(b.throttled_until_at for b in quiet if b.throttled_until_at is not None) - standing.asked_at

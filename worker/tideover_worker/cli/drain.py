@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tideover.ops import Drains, DrainStatus, Operator, Order
 
 ALL = "*"
-SHORTEST_WATCH_S = 0.2
 COLUMNS = (
     "namespace", "key", "state", "held", "released", "most", "pace", "rate", "limited_by", "soonest_at", "latest_at",
     "will_miss",
@@ -56,10 +55,7 @@ Examples:
   tideover drain status --json | jq '.drains[] | {key, held, limited_by}'
 """
 )
-@click.option(
-    "--watch", "watch_s", type=click.FloatRange(SHORTEST_WATCH_S), is_flag=False, flag_value=2.0, metavar="[SECONDS]",
-    help="Show it again and again (every 2 s if not said), until Ctrl-C.",
-)  # fmt: skip
+@output.watch_s
 @output.namespaces
 @output.as_json
 def status(*, watch_s: float | None, namespaces: tuple[str, ...], as_json: bool) -> None:
@@ -69,8 +65,7 @@ def status(*, watch_s: float | None, namespaces: tuple[str, ...], as_json: bool)
     """
     from tideover import ops
 
-    if watch_s is not None and (as_json or not output.on_terminal()):
-        raise click.UsageError("--watch needs a terminal; elsewhere call `tideover drain status --json` as often as you like.")
+    output.check_watch(watch_s, "tideover drain status", as_json=as_json)
     with output.operator_of(namespaces) as operator:
         if watch_s is not None:
             output.watch(lambda: screen(ops.drains(operator)), watch_s)
@@ -98,7 +93,10 @@ Examples:
 @output.namespaces
 @output.as_json
 def pause(*, key: str, for_s: float | None, why: str, namespaces: tuple[str, ...], as_json: bool) -> None:
-    """Release nothing. Live jobs go on; workers follow within about a second."""
+    """Release nothing. Workers follow within about a second.
+
+    Live critical jobs go on; live deferrable ones queue up behind the backlog as long as their route recovers.
+    """
     with output.operator_of(namespaces) as operator:
         order(operator, key, 0.0, for_s, why, as_json=as_json)
 
@@ -117,7 +115,10 @@ Examples:
 @output.namespaces
 @output.as_json
 def cap(*, per_s: float, key: str, for_s: float | None, why: str, namespaces: tuple[str, ...], as_json: bool) -> None:
-    """Release at most so many jobs per second. Live jobs go on; workers follow within about a second."""
+    """Release at most so many jobs per second. Workers follow within about a second.
+
+    Live critical jobs go on; live deferrable ones queue up behind the backlog as long as their route recovers.
+    """
     with output.operator_of(namespaces) as operator:
         order(operator, key, per_s, for_s, why, as_json=as_json)
 

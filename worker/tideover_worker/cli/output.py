@@ -30,6 +30,17 @@ namespaces = click.option(
     "-n", "--namespace", "namespaces", multiple=True, metavar="NAME", help="Only this namespace; may be given several times."
 )
 
+watch_s = click.option(
+    "--watch", "watch_s", type=click.FloatRange(0.2), is_flag=False, flag_value=2.0, metavar="[SECONDS]",
+    help="Show it again and again (every 2 s if not said), until Ctrl-C.",
+)  # fmt: skip
+
+
+def check_watch(every_s: float | None, command: str, *, as_json: bool) -> None:
+    """Refuses to watch where there is no terminal."""
+    if every_s is not None and (as_json or not on_terminal()):
+        raise click.UsageError(f"--watch needs a terminal; elsewhere call `{command} --json` as often as you like.")
+
 
 @contextmanager
 def operator_of(chosen: Sequence[str]) -> Iterator[Operator]:

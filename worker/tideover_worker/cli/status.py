@@ -14,8 +14,6 @@ from tideover_worker.cli import output, status_screen
 if TYPE_CHECKING:
     from tideover.ops import Status
 
-SHORTEST_WATCH_S = 0.2
-
 
 @click.command(
     epilog="""\b
@@ -26,10 +24,7 @@ Examples:
   tideover status | awk -F'\\t' '$2 == "breaker" && $4 == "state"'
 """
 )
-@click.option(
-    "--watch", "watch_s", type=click.FloatRange(SHORTEST_WATCH_S), is_flag=False, flag_value=2.0, metavar="[SECONDS]",
-    help="Show it again and again (every 2 s if not said), until Ctrl-C.",
-)  # fmt: skip
+@output.watch_s
 @output.namespaces
 @output.as_json
 def status(*, watch_s: float | None, namespaces: tuple[str, ...], as_json: bool) -> None:
@@ -41,8 +36,7 @@ def status(*, watch_s: float | None, namespaces: tuple[str, ...], as_json: bool)
     """
     from tideover import ops
 
-    if watch_s is not None and (as_json or not output.on_terminal()):
-        raise click.UsageError("--watch needs a terminal; elsewhere call `tideover status --json` as often as you like.")
+    output.check_watch(watch_s, "tideover status", as_json=as_json)
     with output.operator_of(namespaces) as operator:
         if watch_s is not None:
             output.watch(lambda: status_screen.of_status(ops.status(operator)), watch_s)

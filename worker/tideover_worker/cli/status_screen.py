@@ -122,7 +122,7 @@ def expected(standing: Standing, breaker: BreakerStatus) -> str:
         return f"probe in {about(breaker.next_probe_at - standing.asked_at)}"
     if breaker.throttled_until_at is not None:
         return f"quiet for {about(breaker.throttled_until_at - standing.asked_at)}"
-    return f"releases {breaker.pace:.0f} jobs/s" if breaker.state == "recovering" else ""
+    return f"{breaker.pace:.1f} calls/s" if breaker.state == "recovering" else ""
 
 
 def held(standing: Standing) -> Table:
