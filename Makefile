@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := .venv/.runtime
 DEV := .venv/.dev
-WORKERS ?= 6
+WORKERS ?= 7
 # Tests wait more than they compute: more processes than cores is right.
 
 .PHONY: help setup demo test check format lint types clean

@@ -46,7 +46,7 @@ WORDS = {
     "timeout_s": "The longest wait for bytes of an answer",
     "probe_max_s": "The longest wait between two probes",
     "start_rate": "Model calls per second at the beginning of a recovery, after a brake, and of a route that flaps",
-    "max_rate": "Model calls per second at most. Unset: as many as the provider can bear",
+    "max_rate": "Model calls per second of a recovering route at most, never less than live ones. Unset: as many as it bears",
     "share": "Of the limits that the provider tells in its headers; the rest is for whoever shares the account",
     "max_jobs": "Jobs of AI tasks that may live at once: queued, running and held. Unset: any number",
     "double_s": "At first the pace doubles in so many seconds, or in 1.5 times what whole answers take",

@@ -26,7 +26,8 @@ hypothesis_settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis_settings.register_profile("explore", derandomize=False, deadline=None, max_examples=1000, print_blob=True)
 hypothesis_settings.load_profile("same")
 
-POLL_S = 0.01
+POLL_S, MOST_POLL_S, POLL_GROWTH = 0.005, 0.1, 1.3
+"""How often a fact is looked for: less and less, because looking takes time from the others."""
 
 
 class WaitUntil(Protocol):
@@ -38,10 +39,11 @@ def wait_until() -> WaitUntil:
     """Waits for a fact and returns it; fails with the description when it does not come true in time."""
 
     def wait(fact: Callable[[], Any], *, within_s: float, description: str) -> Any:
-        give_up_at, pause = clock.monotonic() + within_s, threading.Event()
+        give_up_at, pause, poll_s = clock.monotonic() + within_s, threading.Event(), POLL_S
         while not (found := fact()):
             assert clock.monotonic() < give_up_at, f"after {within_s} s still not true: {description}"
-            pause.wait(POLL_S)
+            pause.wait(poll_s)
+            poll_s = min(MOST_POLL_S, poll_s * POLL_GROWTH)
         return found
 
     return wait

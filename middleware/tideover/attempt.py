@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import SkipMessage
@@ -19,6 +19,7 @@ from tideover.core.route import Mark, Permit
 if TYPE_CHECKING:
     from asyncio import Timeout
 
+    from tideover.evidence import Paced
     from tideover.health import Health
 
 
@@ -64,8 +65,8 @@ class Attempt:
     detail: str = ""
     """The last failure, in a few words, for the job's story."""
     served: list[Served] = field(default_factory=list)
-    spent: bool = False
-    """It has begun a call."""
+    spent: set[str] = field(default_factory=set)
+    """Breakers over which it has begun a call."""
     degraded: bool = False
     """It was past its expiry, and its answer is the task's degraded one."""
     limit_s: float | None = None
@@ -83,10 +84,13 @@ class Attempt:
         if self.cut is not None and not self.cut.expired():
             self.cut.reschedule(None)
 
-    def spend_release(self, key: str) -> bool:
-        """Whether the release of this job paid for the call that begins now: for its first one over the route it waited for."""
-        first, self.spent = not self.spent, True
-        return first and self.permit is not None and self.permit.key == key
+    def paid_by(self, key: str, *, turn: bool) -> Paced:
+        """What pays for the call that begins now: the job's release for all over the route it waited for, or its own turn."""
+        first = key not in self.spent
+        self.spent.add(key)
+        if self.permit is None or self.permit.key != key:
+            return "turn" if turn else "live"
+        return "released" if first else "again"
 
     @property
     def rerouted(self) -> bool:
@@ -103,6 +107,8 @@ class Note:
     give_back: bool = False
     """It goes back to its queue, for a process that can reach its route."""
     end: End | None = None
+    result: Any = None
+    """What its function returned, for those that wait for its answer."""
     concluding: bool = False
     """Its function has ended; what is enqueued from here on is its retry or its next step."""
     fetched_at: float = 0.0

@@ -13,11 +13,11 @@ from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import ConnectionClosed, DecodeError
 from dramatiq.message import Message
 
-from tideover import clock, events
+from tideover import answering, clock, events
 from tideover.attempt import Note, note_of
 from tideover.core.admission import Expire, GiveBack, Hold
 from tideover.errors import StoreUnavailable
-from tideover.gate import Gate, is_ours, mark_storied, redis_id
+from tideover.gate import Gate, is_ours, mark_storied, redis_id, twin_of
 from tideover.results import store_expired
 from tideover.stamp import STAMP, stamp_of
 from tideover.store.backlog import HELD_AT_ONCE, Fetched
@@ -105,6 +105,8 @@ class GatedConsumer(Consumer):
             elif note.follow_up_failed or note.give_back:
                 self.gate.backlog.give_back(self.gate.worker, self.queue, [redis_id(message)])
             else:
+                if note.end == "succeeded" and twin_of(message):
+                    answering.answer(self.gate, self.queue, message, note.result)
                 self.gate.settle(self.queue, message, note.end or "unexplained")
 
     def nack(self, message: MessageProxy) -> None:

@@ -12,7 +12,7 @@ from tideover import clock
 from tideover.core.detector import Evidence, Run
 from tideover.core.latency import bucket_of
 from tideover.core.outcome import OK, Outcome
-from tideover.core.pacing import Felt, Limit
+from tideover.core.pacing import Felt, Limits
 
 MOST_QUEUED = 10_000
 """Ended calls that wait to be sent; of a flood only the latest are kept."""
@@ -25,14 +25,17 @@ MOST_RUNS = 2000
 """Of one breaker, while they wait to be sent."""
 
 
-Paced = Literal["", "released", "live"]
+Paced = Literal["", "released", "again", "turn", "live"]
+"""How a call of a recovering route counts for its pace: the first of a released job, a later one (its release has paid for
+both), one that has waited for its turn, or one that nothing has paid for."""
 
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One call under way. `counted`: it was overdue, and counts as failed until it turns out well.
+    """One call under way. `counted`: it was overdue, and counts as failed until it turns out well. `delayed`: this process
+    stood still meanwhile.
     `foreign`: it went out with a credential that is not the route's own. `paced`: its route recovers, so that it counts for the
-    pace; a release has paid for it, or it is live."""
+    pace."""
 
     route: str
     key: str
@@ -43,6 +46,7 @@ class Flight:
     began: float = field(default_factory=clock.monotonic)
     first_s: float | None = None
     counted: bool = False
+    delayed: bool = False
     foreign: bool = False
     paced: Paced = ""
 
@@ -77,7 +81,7 @@ class Flights:
         self._ended: deque[tuple[Flight, Outcome]] = deque(maxlen=MOST_QUEUED)
         self._paced: deque[tuple[Flight, Outcome | None, float]] = deque(maxlen=MOST_QUEUED)
         """What the pace hears of: calls that began (None), and those that ended, with the seconds they took."""
-        self.limits: dict[str, Limit] = {}
+        self.limits: dict[str, Limits] = {}
         """The latest that providers told of their limits, by breaker."""
 
     def begin(self, flight: Flight) -> Flight:
@@ -125,6 +129,7 @@ class Flights:
         """Calls under way are not to blame for a time in which this process itself stood still."""
         for flight in list(self._open.values()):
             flight.began += seconds
+            flight.delayed = True
 
     def overdue(self, limit_s: Callable[[str, bool], float], least_s: float) -> Iterator[Flight]:
         """Calls that should have answered by now, each once. `limit_s`: of a breaker's streams (or plain calls)."""
@@ -148,9 +153,14 @@ class Pressure:
         felt = self.felt
         match None if outcome is None else outcome.kind:
             case None:
-                self.felt, self.live = replace(felt, sent=felt.sent + 1), self.live + (flight.paced == "live")
-            case "ok" | "caller":
-                self.felt = replace(felt, ok=felt.ok + 1, took_s=felt.took_s + took_s)
+                jobs, again = felt.jobs + (flight.paced == "released"), felt.again + (flight.paced == "again")
+                self.felt = replace(felt, sent=felt.sent + 1, jobs=jobs, again=again)
+                self.live += flight.paced == "live"
+            case "ok":
+                assert outcome is not None
+                tokens = {"input_tokens": felt.input_tokens + outcome.tokens[0]}
+                tokens |= {"output_tokens": felt.output_tokens + outcome.tokens[1], "told": felt.told + any(outcome.tokens)}
+                self.felt = replace(felt, ok=felt.ok + 1, took_s=felt.took_s + took_s, **tokens)
             case "throttle":
                 self.felt = replace(felt, throttled=felt.throttled + 1, quiet_s=max(felt.quiet_s, quiet_s))
             case "outage" | "ambiguous" if not flight.counted:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -21,15 +22,19 @@ from tideover.stamp import STAMP, stamp_of, tenant_of
 from tideover.store.account import Ended, Ledger
 from tideover.store.backlog import Backlog, Fetched
 from tideover.store.client import FAILED
-from tideover.store.facts import TICKS, HeldFacts, order_of
+from tideover.store.facts import DIGEST, TICKS, HeldFacts, order_of
 from tideover.store.keys import breaker_keys_in, wait_key_text
 from tideover.store.stories import Line, Stories
+from tideover.store.twins import Twins
 from tideover.task import AITask
 from tideover.together import Together
 
 if TYPE_CHECKING:
     from tideover.health import Health
 
+TWIN = re.compile(rf"[0-9a-f]{{{DIGEST}}}")
+FOLLOWED = {"pipe_target", "group_completion_uuid", "on_success"}
+"""Options of dramatiq by which something follows a job."""
 STANDING_S = 0.05
 """How long a verdict is good for other jobs of its kind, if no breaker moves."""
 
@@ -81,7 +86,7 @@ class Gate:
 
     def __init__(self, broker: Broker, worker: str, health: Health, ledger: Ledger, backlog: Backlog, stories: Stories) -> None:
         self.broker, self.worker, self.health = broker, worker, health
-        self.ledger, self.backlog, self.stories = ledger, backlog, stories
+        self.ledger, self.backlog, self.stories, self.twins = ledger, backlog, stories, Twins(backlog.client, backlog.keys)
         self.max_ages = [m.max_age for m in broker.middleware if isinstance(m, AgeLimit)]
         self.beaten_at = self.doubted_at = clock.monotonic()
         """Latest sign of life, and the latest end of a silence after which what was fetched before may be another's by now."""
@@ -174,7 +179,8 @@ class Gate:
     def hold(self, queue: str, held: Iterable[tuple[MessageProxy, Hold]]) -> None:
         """Holds fetched messages; this is their acknowledgement. One that was held too often needs review."""
         facts: list[HeldFacts] = []
-        ours = self.backlog.hold(self.worker, queue, self._facts_of_each(queue, held, facts))
+        claimed = self.twins.claimed(queue, self._facts_of_each(queue, held))
+        ours = self.backlog.hold(self.worker, queue, noted(claimed, facts))
         done = [fact for fact, ok in zip(facts, ours, strict=True) if ok]
         for (reason, wait_key), n in Counter((fact.reason, fact.wait_key) for fact in done).items():
             events.jobs_held(queue, n, reason, breaker_keys_in(wait_key))
@@ -258,15 +264,12 @@ class Gate:
         except FAILED as error:
             events.store_unavailable("telling stories of jobs", type(error).__name__)
 
-    def _facts_of_each(
-        self, queue: str, held: Iterable[tuple[MessageProxy, Hold]], into: list[HeldFacts]
-    ) -> Iterator[HeldFacts]:
+    def _facts_of_each(self, queue: str, held: Iterable[tuple[MessageProxy, Hold]]) -> Iterator[HeldFacts]:
         most, held_ms = self.health.settings.max_holds, clock.now_ms()
         often = needs_review(f"it was held {most:,} times before (max_holds)")
         for nth, (message, verdict) in enumerate(held):
             why = often if note_of(message).mark.holds >= most else verdict
-            into.append(self._facts(queue, message, why, held_ms, nth))
-            yield into[-1]
+            yield self._facts(queue, message, why, held_ms, nth)
 
     def _facts(self, queue: str, message: MessageProxy, verdict: Hold, held_ms: int, nth: int) -> HeldFacts:
         """`held_ms`: now. `nth`: of those held in one go."""
@@ -300,7 +303,20 @@ class Gate:
             held_before_ms=note.mark.held_ms,
             deaths=note.mark.deaths,
             detail=verdict.detail or (note.attempt.detail if note.attempt else ""),
+            twin="" if isinstance(task, AITask) and task.options.get("on_success") else twin_of(message),
         )
+
+
+def noted(jobs: Iterable[HeldFacts], into: list[HeldFacts]) -> Iterator[HeldFacts]:
+    for job in jobs:
+        into.append(job)
+        yield job
+
+
+def twin_of(message: Any) -> str:
+    """The digest of a job's key; empty: it has none, or its end means something to a group or pipeline, so that it runs."""
+    twin = stamp_of(message).get("twin", "")
+    return twin if isinstance(twin, str) and TWIN.fullmatch(twin) and not FOLLOWED & message.options.keys() else ""
 
 
 def last_line(message: MessageProxy, end: End) -> Line:

@@ -108,16 +108,16 @@ class Health:
 
     # noting
 
-    def begin(self, route: str, model: str, job_id: str, *, streams: bool, released: bool = False) -> Flight:
+    def begin(self, route: str, model: str, job_id: str, *, streams: bool, paid_by: Paced = "live") -> Flight:
         """Notes that a call begins; of a whole route (`*`) a knock at its front door. Until its end it may become overdue.
 
-        `released`: it is the first one of a job whose release was counted by the pace.
+        `paid_by`: how it counts if its route recovers.
         """
         key = route_key(route) if model == WHOLE else breaker_key(route, model)
         if key not in self.views and len(self.views) >= MOST_KEYS:
             key = route_key(route)
         eras = self.views.get(key, CLOSED).era, self.views.get(route_key(route), CLOSED).era
-        paced: Paced = "" if self.view(key).state != "recovering" else "released" if released else "live"
+        paced: Paced = paid_by if self.view(key).state == "recovering" else ""
         return self.flights.begin(Flight(route, key, job_id, streams, eras, paced=paced))
 
     def end(self, flight: Flight, outcome: Outcome) -> None:
@@ -159,6 +159,16 @@ class Health:
         """Whether the route has room for one more call of this process; give it back with `free_slot`."""
         slots = self._slots.get(route)
         return slots is None or slots.acquire(blocking=False)
+
+    def turn(self, key: str, most_s: float) -> float | None:
+        """Takes a live call's turn on a recovering route; the seconds until it comes, None if more than `most_s`.
+
+        Blocks for a moment. While Redis is gone nobody waits: the call counts as it comes.
+        """
+        try:
+            return self.paces.turn(key, most_s, self.settings.drain.policy())
+        except FAILED:
+            return 0.0
 
     def free_slot(self, route: str) -> None:
         if (slots := self._slots.get(route)) is not None:

@@ -177,7 +177,7 @@ class Tideover(dramatiq.Middleware):
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         note = note_of(message)
-        note.end = "succeeded" if exception is None else "failed"
+        note.end, note.result = ("succeeded", result) if exception is None else ("failed", None)
         if note.end == "succeeded" and note.attempt is not None and note.attempt.degraded:
             note.end = "expired"
         current.set(None)

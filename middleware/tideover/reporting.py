@@ -105,7 +105,7 @@ class Reporter:
                 self._parks.popleft()
             while self._pressures:
                 key, pressure = next(iter(self._pressures.items()))
-                self.health.paces.feel(key, pressure.felt, live=pressure.live, limit=self.health.flights.limits.pop(key, None))
+                self.health.paces.feel(key, pressure.felt, live=pressure.live, limits=self.health.flights.limits.pop(key, {}))
                 del self._pressures[key]
             if clock.monotonic() - self._studied_at > STUDY_S:
                 self._study()
@@ -134,16 +134,19 @@ class Reporter:
 
     def _gather(self) -> None:
         """What ended and what is overdue, as evidence; each call once."""
-        self._excuse()
+        still = self._excuse()
         for flight in self.health.flights.overdue(self.limit_s, LEAST_S):
             why = f"no first token within {self.limit_s(flight.key, flight.streams):.0f} s"
             flight.counted = self._unsent.failed(flight.key, flight.eras[0], flight.job_id, why)
             if flight.paced:
                 self._pressures[flight.key].overdue()
         for flight, ended, took_s in self.health.flights.paced():
+            if ended is not None and ended.timed_out and (still or flight.delayed):
+                continue
             self._pressures[flight.key].add(flight, ended, took_s, 0.0 if ended is None else quiet_s(ended))
         for flight, outcome in self.health.flights.ended():
-            self._weigh(flight, outcome)
+            if not (outcome.timed_out and (still or flight.delayed)):
+                self._weigh(flight, outcome)
         for key, era, job_id, refused in self.health.flights.jobs():
             if refused:
                 self._unsent.failed(key, era, job_id, "its requests are refused as wrong")
@@ -151,13 +154,15 @@ class Reporter:
                 self._unsent.succeeded(key, era)
         self._learn_own()
 
-    def _excuse(self) -> None:
-        """A time in which this process stood still, or its event loop did, makes no call overdue."""
+    def _excuse(self) -> bool:
+        """Whether this process stood still, or its event loop did: that makes no call overdue, and no time limit count."""
         now, last = clock.monotonic(), self._gathered_at
         self._gathered_at = now
         pulse_at = last if self.health.pulse_at is None else self.health.pulse_at
-        if max(now - last, now - pulse_at) > STILL_S:
+        still = max(now - last, now - pulse_at) > STILL_S
+        if still:
             self.health.flights.excuse(now - last)
+        return still
 
     def _weigh(self, flight: Flight, outcome: Outcome) -> None:
         (model_era, route_era), route = flight.eras, route_key(flight.route)
@@ -275,6 +280,12 @@ class Reporter:
             self.health.rejoin(key)
         elif era == breaker.era and is_down(charts, breaker.base.threshold):
             self.health.step_apart(key, breaker.why)
+
+    def released(self, key: str, n: int) -> None:
+        """Notes that jobs were let go for a breaker; the pace hears of it with the calls."""
+        with self._lock:
+            pressure = self._pressures[key]
+            pressure.felt = replace(pressure.felt, released=pressure.felt.released + n)
 
     def forget_own(self, key: str) -> None:
         self._own.pop(key, None)

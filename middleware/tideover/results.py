@@ -10,6 +10,7 @@ from dramatiq.message import Message
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
+from tideover import events
 from tideover.errors import JobExpired
 from tideover.store.scripts import Scripts
 from tideover.task import RESULT_TTL_MS
@@ -28,6 +29,24 @@ def store_expired(broker: Broker, queue: str, task: str, job_id: str) -> None:
     if results is not None and (declared is None or declared.options.get("store_results")):
         of: Message[Any] = Message(queue, task, (), {}, {}, message_id=job_id)
         results.backend.store_exception(of, JobExpired(job_id), RESULT_TTL_MS)
+
+
+def can_be_stored(broker: Broker, result: Any) -> bool:
+    """Whether a result can be encoded. One that cannot was not stored for the job itself either."""
+    results = results_of(broker)
+    try:
+        return results is not None and bool(results.backend.encoder.encode(result))
+    except Exception:  # noqa: BLE001 - whatever an encoder of the user's raises
+        events.fault_inside("storing an answer for those who wait for it")
+        return False
+
+
+def store_answer(broker: Broker, queue: str, task: str, job_id: str, result: Any) -> None:
+    """Stores as the result of a job what another one with its key returned."""
+    results, declared = results_of(broker), broker.actors.get(task)
+    if results is not None and declared is not None and declared.options.get("store_results"):
+        of: Message[Any] = Message(queue, task, (), {}, {}, message_id=job_id)
+        results.backend.store_result(of, result, declared.options.get("result_ttl", RESULT_TTL_MS))
 
 
 def store_when_full(broker: Broker) -> None:

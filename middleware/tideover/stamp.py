@@ -14,6 +14,7 @@ import dramatiq
 
 from tideover import clock
 from tideover.errors import InvalidJob
+from tideover.store.facts import DIGEST
 
 STAMP = "tideover"
 """The message option that holds what tideover knows of a job."""
@@ -54,6 +55,13 @@ def id_of(task: str, tenant: str, idempotency_key: str) -> str:
         raise InvalidJob(f"idempotency_key must be a text of 1 to {MOST_KEY} characters")
     said = json.dumps([task, tenant, idempotency_key]).encode()
     return str(UUID(bytes=blake2b(said, digest_size=16, person=b"tideover").digest(), version=4))
+
+
+def twin_of(task: str, tenant: str, key: str) -> str:
+    """What jobs have in common that one run may answer; nothing of the key can be read from it."""
+    if not isinstance(key, str) or not 0 < len(key) <= MOST_KEY:
+        raise InvalidJob(f"key must be a text of 1 to {MOST_KEY} characters")
+    return blake2b(json.dumps([task, tenant, key]).encode(), digest_size=DIGEST // 2, person=b"twin").hexdigest()
 
 
 def sent_ms() -> float:

@@ -98,7 +98,7 @@ class MemoryBroker(RedisBroker, StubBroker):
         waited_for = breaker_keys_of([group for name in lanes for group in self.backlog.groups(name)])
         breakers = Breakers(self.client, self.keys).read(sorted(waited_for)).values()
         now, policy = clock.now(), settings().drain.policy()
-        paces = (pace_of(breaker, begun(now, policy), None, now=now, policy=policy) for breaker in breakers)
+        paces = (pace_of(breaker, begun(now, policy), {}, now=now, policy=policy) for breaker in breakers)
         return any(settings().mode != "act" or pace.rate > 0 for pace in paces)
 
     def flush(self, queue_name: str) -> None:

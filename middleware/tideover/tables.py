@@ -101,7 +101,10 @@ class DrainSettings(BaseModel):
     start_rate: Annotated[float, Ge(0.01), Le(10_000)] = PACE.start_rate
     double_s: Annotated[float, Ge(0.01), Le(3600)] = PACE.double_s
     max_rate: Annotated[float, Ge(0.01), Le(10_000)] | None = PACE.max_rate
+    max_tokens_per_minute: Annotated[float, Ge(1), Le(1e12)] | None = PACE.max_tokens_per_minute
     share: Annotated[float, Ge(0.01), Le(1)] = PACE.share
+    weights: dict[str, Annotated[float, Ge(0.01), Le(1000)]] = {}
+    """Tenant → how many of its jobs go in a turn of all tenants; 1 unless said."""
 
     @model_validator(mode="after")
     def check_whole(self) -> Self:
@@ -110,7 +113,7 @@ class DrainSettings(BaseModel):
         return self
 
     def policy(self) -> PacePolicy:
-        return PacePolicy(**self.model_dump())
+        return PacePolicy(**self.model_dump(exclude={"weights"}))
 
 
 class CapacitySettings(BaseModel):

@@ -18,13 +18,14 @@ from dramatiq.message import Message
 from tideover.core.job import CRITICALITIES, Criticality, is_criticality, lane
 from tideover.edge import async_edge, sync_edge
 from tideover.errors import ConfigurationError, InvalidJob
-from tideover.stamp import STAMP, check_label, digest_of, id_of, sent_ms
+from tideover.stamp import STAMP, check_label, digest_of, id_of, sent_ms, twin_of
 from tideover.store.keys import queue_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 CriticalityOf = Callable[..., Criticality]
+KeyOf = Callable[..., str | None]
 
 
 class Unset:
@@ -36,6 +37,7 @@ UNSET: Final = Unset()
 Expiry = timedelta | None
 OnExpiry = Literal["discard", "degrade"]
 Delay = timedelta | int | None
+OWN_RESULT = {"store_results", "result_ttl"}
 RESULT_TTL_MS = 86_400_000
 """Results of AI tasks are kept for 24 hours from completion."""
 
@@ -57,6 +59,7 @@ class AITask(dramatiq.Actor[P, R]):
       expires_in: how long an answer is useful, from the send or the eta of a delayed job; None: for ever; `UNSET`: not said.
       reroute: names of routes that a critical job may use when the primary is down, in order.
       models: names of the models that it calls; empty: tideover learns them.
+      key: a function of the job's arguments; held jobs of which it says the same are answered by one run.
     """
 
     def __init__(
@@ -71,11 +74,12 @@ class AITask(dramatiq.Actor[P, R]):
         models: Sequence[str],
         on_expiry: OnExpiry,
         degraded: Callable[..., Any] | None,
+        key: KeyOf | None,
         **actor: Any,
     ) -> None:
         self.criticality, self.expires_in, self.models = criticality, expires_in, tuple(models)
         self.route, self.reroute, self.reroute_when_deferrable = route, tuple(reroute), reroute_when_deferrable
-        self.on_expiry = on_expiry
+        self.on_expiry, self.key = on_expiry, key
         late = degraded if on_expiry == "degrade" else None
         self.coroutine: Callable[..., Awaitable[Any]] | None = async_edge(fn, late) if iscoroutinefunction(fn) else None
         super().__init__(self.coroutine or sync_edge(fn, late), **actor)
@@ -124,6 +128,13 @@ class AITask(dramatiq.Actor[P, R]):
             )
         return said
 
+    def key_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """The key of a job with these arguments; None: it has none, or more of them are needed than are known yet."""
+        try:
+            return None if self.key is None else self.key(*args, **kwargs)
+        except TypeError:
+            return None
+
     def expiry_ms(self, criticality: Criticality, own: Expiry | Unset) -> int | None:
         """Milliseconds that an answer stays useful: the job's own word, else the task's; None: for ever."""
         expires_in = self.expires_in if isinstance(own, Unset) else own
@@ -143,6 +154,7 @@ class AITask(dramatiq.Actor[P, R]):
         tenant: str = "",
         tag: str = "",
         idempotency_key: str | None = None,
+        key: str | None = None,
         **options: Any,
     ) -> Message[R]:
         """Builds a job.
@@ -153,6 +165,7 @@ class AITask(dramatiq.Actor[P, R]):
           tag: any word to find it by in the backlog.
           idempotency_key: sending with the same key again, within a day, gives the first job and adds none. Keys are each
             task's and tenant's own.
+          key: held jobs of this task and tenant with the same key are answered by one run; overrides the task's.
           **options: dramatiq's.
         """
         if tenant != "" or tag != "":
@@ -167,6 +180,9 @@ class AITask(dramatiq.Actor[P, R]):
         elif not isinstance(expires_in, Unset):
             stamp = {"expires_in_ms": self.expiry_ms("deferrable", expires_in)}
         stamp |= {name: value for name, value in (("tenant", tenant), ("tag", tag)) if value}
+        if (shared := self.key_for(args, kwargs or {}) if key is None else key) is not None:
+            twin = twin_of(self.actor_name, tenant, shared)
+            stamp |= {"twin": twin} if not OWN_RESULT & options.keys() else {}  # whose result is another's than its task's
         if idempotency_key is not None:
             stamp["once"] = digest_of(args, kwargs or {})
         message = super().message_with_options(args=args, kwargs=kwargs, **{STAMP: stamp}, **options)
@@ -206,7 +222,7 @@ class AITask(dramatiq.Actor[P, R]):
         now_ms = sent_ms()
         expires_in_ms = early["expires_in_ms"] if "expires_in_ms" in early else self.expiry_ms(criticality, UNSET)
         expires_ms = None if expires_in_ms is None else int(now_ms) + (delay_ms or 0) + expires_in_ms
-        kept: dict[str, Any] = {name: early[name] for name in ("tenant", "tag", "once") if name in early}
+        kept: dict[str, Any] = {name: early[name] for name in ("tenant", "tag", "once", "twin") if name in early}
         return {"criticality": criticality, "expires_ms": expires_ms, "sent_ms": now_ms, **kept}
 
 
@@ -230,6 +246,7 @@ def ai_task(
     models: Sequence[str] = ...,
     on_expiry: OnExpiry = ...,
     degraded: Callable[..., Any] | None = ...,
+    key: KeyOf | None = ...,
     broker: Broker | None = ...,
     **options: Any,
 ) -> TaskDecorator: ...
@@ -244,6 +261,7 @@ def ai_task(
     models: Sequence[str] = ...,
     on_expiry: OnExpiry = ...,
     degraded: Callable[..., Any] | None = ...,
+    key: KeyOf | None = ...,
     broker: Broker | None = ...,
     **options: Any,
 ) -> TaskDecorator: ...
@@ -257,6 +275,7 @@ def ai_task(
     models: Sequence[str] = (),
     on_expiry: OnExpiry = "discard",
     degraded: Callable[..., Any] | None = None,
+    key: KeyOf | None = None,
     broker: Broker | None = None,
     **options: Any,
 ) -> TaskDecorator:
@@ -267,17 +286,17 @@ def ai_task(
       expires_in: how long the answer is useful, from the send or from the eta of a delayed job; None: for ever. A task that
         is or may be critical must say it.
       route: its primary route; None: the first of the settings.
-      reroute: routes that a critical job may use when the primary is down, in order. Naming one allows prompts to go there.
-      reroute_when_deferrable: lets deferrable jobs use them too.
+      reroute: routes that a critical job may use when the primary is down, in order. Naming one allows prompts to go there;
+        `reroute_when_deferrable` lets deferrable jobs use them too.
       models: the models it calls; empty: tideover learns them from its calls.
       on_expiry: what becomes of a job that is past its expiry: `"discard"`, or `"degrade"`: its result is from `degraded`.
       degraded: makes the degraded answer from the job's arguments. It may not call a model: there a call raises `JobExpired`.
+      key: a function of the job's arguments; held jobs of a tenant with the same key are answered by one run (None: no key).
       broker: the dramatiq broker; None: the one that was set, else one built from the settings.
       **options: dramatiq's actor options (`queue_name`, `max_retries`...). Results are kept 24 h unless `store_results=False`.
 
     Raises:
-      TypeError: a critical task without `expires_in`.
-      ConfigurationError: the broker has no `Tideover()`, or a route or criticality makes no sense.
+      TypeError, ConfigurationError: what is said makes no sense, or the broker has no `Tideover()`.
     """
     if not callable(criticality) and not is_criticality(criticality):
         raise TypeError(f"criticality must be one of {CRITICALITIES} or a function of the arguments, not {criticality!r}")
@@ -285,11 +304,9 @@ def ai_task(
         raise TypeError("a task that is or may be critical must state expires_in (None: its answer never becomes useless)")
     if on_expiry not in ("discard", "degrade") or (on_expiry == "degrade") != (degraded is not None):
         raise TypeError('on_expiry is "discard", or "degrade" with degraded= a function that makes the answer')
-    if isinstance(reroute, str) or isinstance(models, str):
-        raise TypeError("reroute and models are lists of names, not one string")
-    on = broker_for(broker)
-    options.setdefault("store_results", True)
-    options.setdefault("result_ttl", RESULT_TTL_MS)
+    if isinstance(reroute, str) or isinstance(models, str) or not (key is None or callable(key)):
+        raise TypeError("reroute and models are lists of names, not one string; key is a function of the job's arguments")
+    on, options = broker_for(broker), {"store_results": True, "result_ttl": RESULT_TTL_MS, **options}
 
     def make(fn: Callable[..., Any], **actor: Any) -> AITask[Any, Any]:
         return AITask(
@@ -302,6 +319,7 @@ def ai_task(
             models=models,
             on_expiry=on_expiry,
             degraded=degraded,
+            key=key,
             **actor,
         )
 

@@ -43,7 +43,7 @@ TIDEOVER = str(Path(sys.executable).parent / "tideover")
 MODEL = "claude-opus-4-8"
 PROMPT = "SECRET-PROMPT"
 SOON = timedelta(milliseconds=200)
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 SETTINGS = """
 redis_url = "{url}"
 namespace = "{namespace}"
@@ -54,7 +54,7 @@ settle_s = 0.1
 [drain]
 start_rate = 20
 [worker]
-poll_s = 0.02
+poll_s = 0.05
 heartbeat_timeout_s = 2
 [routes.anthropic]
 kind = "anthropic"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +23,7 @@ from dramatiq.message import Message
 
 from tideover import Tideover, ai_task, clock
 from tideover.core.breaker import State, Transition
+from tideover.core.pacing import Factor
 from tideover.core.route import FORCED, Mark, Permit
 from tideover.settings import forget
 from tideover.store.account import Ledger
@@ -35,6 +36,7 @@ from tideover.store.stories import Stories
 from tideover.testing import FakeProvider
 from tideover_worker import embedded
 from tideover_worker.cli import main
+from tideover_worker.cli.drain import LIMITS
 
 TIDEOVER = str(Path(sys.executable).parent / "tideover")
 PROMPT = "SECRET-PROMPT"
@@ -49,7 +51,7 @@ ROUTES = """
 [routes.anthropic]
 kind = "anthropic"
 base_url = "{anthropic}"
-timeout_s = 3
+timeout_s = 10
 [routes.openai]
 kind = "openai-compatible"
 base_url = "{openai}"
@@ -399,7 +401,7 @@ def test_backlog(shop: Shop) -> None:
     assert (found["matching"], [job["id"] for job in found["jobs"]]) == (3, replies[:1])
     assert {lane["queue"]: lane["held"] for lane in found["namespaces"][0]["lanes"]} == {"default": 3, "default.critical": 3}
     unknown = shop.ask("backlog", "--reason", "weather")
-    assert (unknown.code, "outage, suspect, pace, failed, paused, review" in unknown.err) == (2, True)
+    assert (unknown.code, "outage, suspect, pace, failed, paused, coalesced, review" in unknown.err) == (2, True)
 
 
 def test_backlog_filters(shop: Shop) -> None:
@@ -439,7 +441,7 @@ def test_backlog_filters(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("words", "allowed"),
     [
-        (("--reason", "weather"), "outage, suspect, pace, failed, paused, review"),
+        (("--reason", "weather"), "outage, suspect, pace, failed, paused, coalesced, review"),
         (("--criticality", "urgent"), "critical, deferrable"),
         (("--by", "weather"), "task, reason, criticality, tenant, tag, waits-for"),
         (("--after", "0QKI3"), "is no cursor"),
@@ -740,6 +742,11 @@ def until(what: str, fact: Callable[[Any], bool]) -> Any:
     raise AssertionError(f"not within {PATIENCE_S} s: {what}; the last answer was {said}")
 
 
+def test_whatever_limits_the_pace_has_words() -> None:
+    """Else the screen would fail just when somebody looks."""
+    assert {*get_args(Factor), "paused"} == set(LIMITS)
+
+
 def test_a_breaker_is_explained(shop: Shop) -> None:
     """Its charts, the evidence counted, what tripped it and what would close it, in words and as data."""
     shop.open()
@@ -831,4 +838,5 @@ def test_a_drain_of_nothing_known_is_refused(shop: Shop) -> None:
     refused = shop.ask("drain", "pause", "antropic/claude", "--because", "why")
     assert (4, True) == (refused.code, "nothing waits for" in refused.err)
     assert 2 == shop.ask("drain", "cap", "0", "--because", "why").code
+    assert 4 == shop.ask("drain", "cap", "nan", "--because", "why").code
     assert 2 == shop.ask("drain", "pause").code

@@ -28,7 +28,7 @@ from tideover_worker.demo.story import MODELS, PlannedJob, june_second, of_profi
 from tideover_worker.demo.verdict import verdict
 from tideover_worker.demo.watch import Evidence
 
-WITHIN_S = 150
+WITHIN_S = 240
 COMMAND = [str(Path(sys.executable).with_name("tideover")), "demo"]
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 OPUS, PRIMARY, FALLBACK = "claude-opus-4-8", "anthropic/claude-opus-4-8", "openai/claude-opus-4-8"
@@ -88,6 +88,7 @@ def test_june_second(tmp_path: Path) -> None:
     assert numbers["jobs"] == account["accepted"] == account["succeeded"]
     assert numbers["jobs_held"] > 0
     assert numbers["jobs_rerouted"] > 0
+    assert {"before", "since"} == set(said["critical_wait_p99_s"])
     opened = {move["breaker"] for move in said["breakers"] if move["state"] == "open"}
     assert f"anthropic/{OPUS}" in opened <= {f"anthropic/{model}" for model in MODELS}  # of the other few calls are made
 
@@ -95,9 +96,9 @@ def test_june_second(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_replays_traces(tmp_path: Path) -> None:
     """Two traces: the first file's calls are critical, the second's deferrable, and the outage lies in the middle."""
-    critical, deferrable = trace(tmp_path / "a.csv", 300, 0.4), trace(tmp_path / "b.csv", 200, 0.6)
+    critical, deferrable = trace(tmp_path / "a.csv", 120, 1.0), trace(tmp_path / "b.csv", 80, 1.5)
     said = play(tmp_path / "run", "--trace", str(critical), "--trace", str(deferrable), "--speed", "5")
-    assert (said["account"]["succeeded"], said["story"]["speed"]) == (500, 5.0)
+    assert (said["account"]["succeeded"], said["story"]["speed"]) == (200, 5.0)
 
 
 @pytest.mark.slow

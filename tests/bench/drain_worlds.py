@@ -17,11 +17,12 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Literal
 
-from tideover.core import pacing
+from tideover.core import pacing, progress
 from tideover.core.breaker import Breaker, Transition, Witnesses, burst_says, judge, moved, probe_wait_s, weigh
 from tideover.core.detector import MEMORY_S, Base, Steps, after
-from tideover.core.pacing import Felt, Limit
+from tideover.core.pacing import Felt, Limit, Limits
 from tideover.core.policy import BreakerPolicy, PacePolicy
+from tideover.plan import MOST_TURN_S
 
 USUAL = 0.002
 """Share of calls that fails for no reason."""
@@ -32,6 +33,8 @@ LIVE_PER_S, CRITICAL = 12.0, 0.3
 LIVE_PATIENCE_S = 60.0
 """Deadline of a live deferrable job, after it came."""
 TICK_S = 0.25
+GUESS_S = 5.0
+"""How often it is noted what is told of the end."""
 MOST_S, MOST_ATTEMPTS = 20_000.0, 2_500_000
 POLICY, BREAKERS = PacePolicy(), BreakerPolicy(settle_max_s=math.inf)
 RECOVERING = Breaker(state="recovering")
@@ -124,9 +127,10 @@ def optimum_s(profile: Profile, jobs: int) -> float:
 
 
 class Controller:
-    """`governs_all`: live calls count, and deferrable ones wait in the line."""
+    """`governs_all`: live calls count, and deferrable ones wait in the line. `limited`: its pace does not grow any more."""
 
     governs_all = False
+    limited = False
 
     def __init__(self) -> None:
         self.under_way = 0
@@ -255,7 +259,8 @@ class Ours(Controller):
         self.begins(0.0)
 
     def begins(self, at: float) -> None:
-        self.pacer, self.felt, self.limit = pacing.begun(at, POLICY), Felt(), None
+        self.pacer, self.felt = pacing.begun(at, POLICY), Felt()
+        self.limits: Limits = {}
         self.tokens, self.filled_at, self.rate = 1.0, at, POLICY.start_rate
 
     def brake(self, at: float) -> None:
@@ -263,14 +268,23 @@ class Ours(Controller):
         self.rate = self.pacer.rate
 
     def tick(self, at: float) -> None:
-        self.pacer = pacing.after(self.pacer, self.felt, self.limit, now=at, policy=POLICY)
-        self.rate = pacing.pace_of(RECOVERING, self.pacer, self.limit, now=at, policy=POLICY).rate
-        self.felt = Felt()
+        self.pacer = pacing.after(self.pacer, self.felt, self.limits, now=at, policy=POLICY)
+        pace = pacing.pace_of(RECOVERING, self.pacer, self.limits, now=at, policy=POLICY)
+        self.rate, self.limited, self.felt = pace.rate, pace.factor != "ramp", Felt()
 
     def allows(self, at: float) -> bool:
+        self.fill(at)
+        return self.tokens >= 1
+
+    def turn(self, at: float) -> float | None:
+        """How long a critical call waits for its turn; None: it goes elsewhere."""
+        self.fill(at)
+        wait_s = max(0.0, 1 - self.tokens) / max(self.rate, POLICY.start_rate)
+        return None if wait_s > MOST_TURN_S else wait_s
+
+    def fill(self, at: float) -> None:
         self.tokens = min(max(1.0, TICK_S * self.rate), self.tokens + (at - self.filled_at) * self.rate)
         self.filled_at = at
-        return self.tokens >= 1
 
     def sent(self, at: float) -> None:
         self.tokens -= 1
@@ -279,7 +293,7 @@ class Ours(Controller):
     def hears(self, answer: Answer, at: float, *, held: bool) -> None:
         felt = self.felt
         if self.told_limits:
-            self.limit = answer.limit
+            self.limits = {"requests": answer.limit}
         if answer.status == 200:
             self.felt = replace(felt, ok=felt.ok + 1, took_s=felt.took_s + answer.took_s)
         elif answer.status == 529:
@@ -321,6 +335,9 @@ class Told:
     elsewhere: int = 0
     critical_s: list[float] = field(default_factory=list)
     live_s: list[float] = field(default_factory=list)
+    guesses: list[tuple[float, float, float]] = field(default_factory=list)
+    """When it was guessed when the backlog would be gone, at the soonest and at the latest."""
+    emptied_s: float = 0.0
 
 
 class World:
@@ -337,6 +354,7 @@ class World:
         base = Base(calls=learned, failed=learned * USUAL)
         self.breaker = Breaker(state="recovering", base=base, since=0.001, recovered_at=0.001)
         self.line: list[Job] = []
+        self.waiting, self.gone, self.guessed_at, self.progress = held, 0, 0.0, progress.begun(held, 0.0)
         for _ in range(held):
             draw = self.luck.random()
             within_s = 1800.0 if draw < 0.1 else 3600.0 if draw < 0.4 else 14_400.0
@@ -381,8 +399,11 @@ class World:
     def arrives(self, job: Job) -> None:
         """A critical call goes at once, and elsewhere if the breaker is open; where all is governed other live ones wait."""
         governed = self.controller.governs_all
-        if job.kind == "critical" and self.is_open:
+        if job.kind == "critical" and (self.is_open or (wait_s := self.turn()) is None):
             self.told.elsewhere += 1
+        elif job.kind == "critical" and wait_s > 0:
+            self.controller.sent(self.at)
+            self.later(self.at + wait_s, self.start, job)
         elif job.kind == "critical" or not (governed or self.is_open):
             if governed:
                 self.controller.sent(self.at)
@@ -391,9 +412,13 @@ class World:
             self.wait(job)
             self.pump()
 
+    def turn(self) -> float | None:
+        return self.controller.turn(self.at) if isinstance(self.controller, Ours) else 0.0
+
     def tick(self) -> None:
         if isinstance(self.controller, Ours):
             self.controller.tick(self.at)
+            self.guess()
         self.pump()
         self.later(self.at + TICK_S / 5, self.tick_between, 4)
 
@@ -401,10 +426,24 @@ class World:
         self.pump()
         self.later(self.at + TICK_S / 5, self.tick_between if left > 1 else self.tick, *([left - 1] if left > 1 else []))
 
+    def guess(self) -> None:
+        """What `tideover drain status` would say now of the end."""
+        self.progress = progress.after(self.progress, len(self.line), self.gone, self.at)
+        self.gone = 0
+        left = progress.left(self.progress, limited=self.controller.limited)
+        if left is not None and not self.is_open and self.at - self.guessed_at >= GUESS_S and self.waiting:
+            self.guessed_at = self.at
+            self.told.guesses.append((self.at, self.at + left.soonest_s, self.at + left.latest_s))
+
     def pump(self) -> None:
         while not self.is_open and self.line and self.controller.allows(self.at):
             self.controller.sent(self.at)
-            self.start(heappop(self.line), asked=True)
+            job = heappop(self.line)
+            self.gone += 1
+            if job.kind == "held" and job.tries == 0:
+                self.waiting -= 1
+                self.told.emptied_s = self.at
+            self.start(job, asked=True)
 
     def start(self, job: Job, *, asked: bool = False) -> None:
         self.told.attempts += 1

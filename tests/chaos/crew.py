@@ -28,7 +28,6 @@ from tests.chaos.steps import Diary, Tap, tapped_client
 
 from tideover import Tideover, ai_task, settings
 from tideover.attempt import current, processing
-from tideover.call import Probe, Try, plan
 from tideover.core.breaker import State, Transition
 from tideover.core.outcome import OK, of_response
 from tideover.core.route import breaker_key, split_key
@@ -37,13 +36,14 @@ from tideover.gate import redis_id
 from tideover.health import MOST_PROBES, Health
 from tideover.ops import acts
 from tideover.ops.access import Operator, open_space
+from tideover.plan import Probe, Try, plan
 from tideover.store.account import Ledger
 from tideover.store.client import FAILED, text
 from tideover.store.keys import Keys
 from tideover.store.registry import Registry
-from tideover_worker import run
+from tideover_worker import pacemaker, run
 from tideover_worker.boot import Node
-from tideover_worker.chore import Chore
+from tideover_worker.chore import Chore, Lease
 from tideover_worker.drain import Drain
 
 MODEL = "claude-opus-4-8"
@@ -110,12 +110,14 @@ def stay_out(chore: Chore) -> None:
 
 @contextmanager
 def swiftly() -> Iterator[None]:
-    """Nothing waits before it tries again what Redis did not take, nobody reads the log, and no version is read from disk."""
+    """Nothing waits before it tries again what Redis did not take; a turn of the drain looks at a pace once, however long it
+    takes; nobody reads the log, and no version is read from disk."""
     logging.disable(logging.CRITICAL)
     try:
         with (
             patch.object(run, "RETRY_S", 0.001),
             patch.object(run, "ASK_AGAIN_S", 0.001),
+            patch.object(pacemaker, "EVERY_S", 60.0),
             patch.object(Distribution, "version", "0"),
         ):
             yield
@@ -253,7 +255,7 @@ class Crew:
     def chore(self, name: str) -> None:
         """A chore's turn, if its lease may be had; then it gives it up."""
         chore = self.of_name(name)
-        self.surely(lambda: (chore.lease is None or chore.lease.hold()) and chore.turn())
+        self.surely(lambda: (chore.lease is None or not chore.alone or chore.lease.hold()) and chore.turn())
         chore._give_up()
 
     def keep_house(self, ahead_s: float = 0.0) -> None:
@@ -265,7 +267,9 @@ class Crew:
     def drain(self) -> None:
         """The drain's turn, whoever has its lease; a second has passed since the last one, and its bucket has a token again."""
         threading.Event().wait(0.002)
-        self.surely(Drain(self.node.gate, self.node.registry).turn)
+        lease = Lease(self.broker.client, self.node.registry.keys.lease("drain"), 60.0, "whoever")
+        self.surely(Drain(self.node.gate, self.node.registry, lease).turn)
+        self.surely(lease.give_up)
 
     def follow(self) -> None:
         """What the thread of `Health` does: it tells what calls came to, and hears what others told."""

@@ -321,9 +321,37 @@ def discard(crew: Firm) -> None:
     discard_by_hand(crew)
 
 
+def coalesce(crew: Firm) -> None:
+    """Jobs with one key are held: one of them runs, and its answer is for all."""
+    crew.boot()
+    close_the_gate(crew)
+    crew.tap.counting = True
+    for tag in ("twin-a", "twin-b", "twin-c"):
+        crew.send(crew.summary, tag, tenant="t", key="k", idempotency_key=tag)
+    crew.work()
+    crew.probe()
+    crew.drain()
+    crew.work()
+    crew.follow()
+
+
 WALKS: dict[str, Callable[[Firm], None]] = {
     walk.__name__: walk
-    for walk in (accept, hold, retry, expire, recover, share, shut_down, complete, pipe, degrade, restore_dead, discard)
+    for walk in (
+        accept,
+        hold,
+        retry,
+        expire,
+        recover,
+        share,
+        shut_down,
+        complete,
+        pipe,
+        degrade,
+        restore_dead,
+        discard,
+        coalesce,
+    )
 }
 
 

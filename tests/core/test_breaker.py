@@ -172,6 +172,17 @@ def test_a_brown_out_that_is_over_is_not_suspect_for_long() -> None:
     assert Charts() == go(browned, "closed").charts
 
 
+def test_who_recovered_with_losses_and_is_silent_is_asked_too() -> None:
+    """Otherwise nobody would ever say that it is well: neither calls nor time."""
+    recovered = go(Breaker(state="half-open"), "recovering")
+    lossy = with_evidence(recovered, ("ok", 50), *[("failed", 1), ("ok", 6)] * 9)
+    later = NOW + POLICY.settle_max_s
+    assert [None, True] == [judged(lossy, now=later), is_probe_due(lossy, later, POLICY)]
+    assert not is_probe_due(replace(lossy, charts=Charts()), later, POLICY)
+    well = with_evidence(lossy, ("ok", 30))
+    assert ["closed", False] == [judged(well, now=later), is_probe_due(well, later, POLICY)]
+
+
 def test_who_is_suspect_and_silent_is_asked_however_busy_it_was() -> None:
     """What can wait is held, so that nobody may call at all."""
     suspect = replace(go(CLOSED, "suspect"), base=Base(calls=1e5, failed=0, at=NOW), seen_at=NOW)

@@ -49,6 +49,19 @@ def test_all_go_and_each_once(waiting: list[Waiting]) -> None:
     assert Counter(waiting) == Counter(turns(waiting))
 
 
+@given(of_tenants("abc"), st.dictionaries(st.sampled_from("abc"), st.sampled_from((0.5, 1.0, 3.0))))
+def test_a_tenant_gets_as_many_as_its_weight_says(waiting: list[Waiting], weights: dict[str, float]) -> None:
+    """Of those who wait all along, in proportion, within a turn; urgent ones aside."""
+    calm = [job for job in waiting if not job.urgent]
+    tenant, order = (lambda job: job.tenant), (lambda job: job.order)
+    went = in_turns(calm, tenant=tenant, order=order, urgent_by=0, weights=weights)
+    left, gone = Counter(job.tenant for job in calm), Counter[str]()
+    for job in went:
+        shares = {name: gone[name] / weights.get(name, 1.0) for name in left if left[name] > gone[name]}
+        assert shares[job.tenant] < min(shares.values()) + max(1.0, 1 / weights.get(job.tenant, 1.0))
+        gone[job.tenant] += 1
+
+
 @given(of_tenants("a"))
 def test_one_tenant_goes_by_deadline_alone(waiting: list[Waiting]) -> None:
     """Where nobody says whose a job is, the earliest goes first; of equals, the one that was named first."""

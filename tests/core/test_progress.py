@@ -44,12 +44,61 @@ def test_at_an_even_pace_the_end_is_within_the_range(held: int, per_s: float, se
     assert ends.latest_s <= (2 if seconds >= YOUNG_S else 4) * ends.soonest_s
 
 
+def test_a_pace_that_grows_is_taken_to_grow_on() -> None:
+    """While a provider comes back: most of what is told after a minute is right; the pace so far is far too slow for that."""
+    held, progress, gone, right = 1000, begun(1000, 0.0), 0, [True]
+    told: list[tuple[float, Left]] = []
+    for second in range(1, 10_000):
+        going = min(held - gone, round(0.02 * second**2) - round(0.02 * (second - 1) ** 2))
+        gone += going
+        progress = after(progress, held - gone, going, float(second))
+        if gone == held:
+            right = [ends.soonest_s <= second - at <= ends.latest_s for at, ends in told]
+            break
+        if second >= YOUNG_S and (ends := left(progress)) is not None:
+            told.append((second, ends))
+    assert len(right) > 100
+    assert sum(right) >= 0.8 * len(right)
+
+
+def test_a_pace_at_its_limit_is_not_taken_to_grow_on() -> None:
+    """It grew for a minute and a half, to what the provider allows: what is told from then on is right."""
+    held, progress, gone, told = 5000, begun(5000, 0.0), 0, []
+    second = 0
+    while gone < held:
+        second += 1
+        going = min(held - gone, min(12, round(12 * second / 90)))
+        gone += going
+        progress = after(progress, held - gone, going, float(second))
+        if second > 90 and (ends := left(progress, limited=True)) is not None:
+            told.append((float(second), ends))
+    right = [at + ends.soonest_s <= second <= at + ends.latest_s for at, ends in told]
+    assert len(right) > 300
+    assert sum(right) >= 0.95 * len(right)
+
+
 def test_what_does_not_shrink_has_no_end_that_anybody_could_tell() -> None:
     """And what is empty has ended."""
     assert left(begun(5, 0.0)) is None
     assert left(drained(1000, 0, 10)) is None
     assert Left(0.0, 0.0) == left(begun(0, 0.0))
     assert LATEST / SOONEST <= 2
+
+
+def test_what_was_counted_late_is_counted_once() -> None:
+    """Others tell of their releases before the leader has seen the backlog shrink."""
+    progress = after(begun(100, 0.0), held=100, released=40, now=1.0)
+    progress = after(progress, held=60, released=0, now=2.0)
+    progress = after(progress, held=20, released=40, now=3.0)
+    assert (100, 20, 80) == (progress.most, progress.held, progress.released)
+
+
+def test_what_stands_still_for_long_has_no_end() -> None:
+    """Its pace so far fades, and no date is that far away."""
+    progress = drained(1000, 2, 60)
+    for second in range(61, 4000):
+        progress = after(progress, progress.held, 0, float(second))
+    assert left(progress) is None
 
 
 def test_two_looks_at_one_instant_count_both() -> None:

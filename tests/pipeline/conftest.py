@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,10 @@ from tideover import AITask, Tideover, aclaude, ai_task, claude, clock, last_ser
 from tideover import settings as tideover_settings
 from tideover.core.breaker import Breaker, together
 from tideover.core.route import route_key
+from tideover.ops import Operator
+from tideover.ops.access import open_space
 from tideover.store.account import Ledger
-from tideover.store.backlog import Backlog, Pace
+from tideover.store.backlog import Allowance, Backlog
 from tideover.store.breakers import Breakers
 from tideover.store.facts import HeldFacts
 from tideover.store.keys import Keys
@@ -33,6 +36,7 @@ from tideover.store.stories import Line, Stories, told_by
 from tideover.testing import Call, FakeProvider, Fault, Latency
 from tideover.wait import held_facts, lanes_of
 from tideover_worker import embedded
+from tideover_worker.boot import Node
 
 if TYPE_CHECKING:
     import redis
@@ -42,7 +46,7 @@ MODEL = "claude-opus-4-8"
 FALLBACK_MODEL = "gpt-5.5"
 PRIMARY_KEY = "sk-ant-the-primary-key"
 FALLBACK_KEY = "sk-the-fallback-key"
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 QUICK = {"max_retries": 2, "min_backoff": 10, "max_backoff": 50}
 """dramatiq's retries, so fast that a test sees them all."""
 
@@ -54,14 +58,15 @@ mode = "{mode}"
 [breaker]
 probe_after_s = {probe_after_s}
 probe_max_s = {probe_max_s}
-settle_s = 0.5
+settle_s = {settle_s}
 
 [drain]
-start_rate = 20
+start_rate = {start_rate}
+{drain_options}
 
 [worker]
 heartbeat_timeout_s = 2
-poll_s = 0.02
+poll_s = 0.05
 shutdown_grace_s = {shutdown_grace_s}
 
 [routes.anthropic]
@@ -81,10 +86,13 @@ models = {{ "claude-opus-4-8" = "gpt-5.5" }}
 """
 USUAL = {
     "mode": "act",
+    "settle_s": 0.5,
+    "start_rate": 20,
+    "drain_options": "",
     "probe_after_s": 0.3,
     "probe_max_s": 0.5,
     "shutdown_grace_s": 5,
-    "timeout_s": 3,
+    "timeout_s": 10,
     "primary_options": "",
     "fallback_options": "",
     "more": "",
@@ -264,9 +272,14 @@ class Shop:
 
     def seen(self, route: str = "anthropic", model: str = MODEL) -> Breaker:
         """The breaker as the worker of this process sees it."""
+        return self.node.gate.health.view(f"{route}/{model}")
+
+    @property
+    def node(self) -> Node:
+        """tideover in the worker of this process."""
         node = next(m.node for m in self.broker.middleware if isinstance(m, Tideover))
         assert node is not None
-        return node.gate.health.view(f"{route}/{model}")
+        return node
 
     def is_up(self, route: str = "anthropic") -> bool:
         return self.breaker(route).state in ("closed", "recovering")
@@ -280,9 +293,16 @@ class Shop:
     def facts_if_held(self, job: Job) -> HeldFacts | None:
         return held_facts(self.backlog, job)
 
-    def pace(self) -> Pace:
-        """A pace that lets everything go, whatever the breaker."""
-        return Pace(key=f"anthropic/{MODEL}", generation=None, rate=1000.0, burst=1000.0, most_queued=1000)
+    @contextmanager
+    def operator(self) -> Iterator[Operator]:
+        """Who looks after it, with the settings of now."""
+        with closing(self.new_broker(with_tideover=False)) as broker:
+            yield Operator(broker.client, tideover_settings.settings(), (open_space(broker.client, self.namespace),))
+
+    def pace(self) -> Allowance:
+        """An allowance that lets everything go, whatever the breaker."""
+        key = f"anthropic/{MODEL}"
+        return Allowance(key=key, generation=None, rate=1000.0, burst=1000.0, calls_each=1.0, most_queued=1000)
 
     def story(self, job: Job) -> list[Line]:
         """What is written down, and what the facts of a held job tell."""
@@ -355,3 +375,9 @@ def private_shop(tmp_path: Path, wait_until: WaitUntil, monkeypatch: pytest.Monk
     dramatiq_broker.global_broker = None
     tideover_settings.forget()
     embedded.stop(tmp_path / "valkey")
+
+
+@pytest.fixture
+def operator(shop: Shop) -> Iterator[Operator]:
+    with shop.operator() as made:
+        yield made

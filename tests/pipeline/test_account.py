@@ -248,7 +248,7 @@ def test_a_pipeline_through_an_outage(shop: Shop) -> None:
     pipe = (shop.summary.message("first") | length.message()).run()
     shop.until(lambda: shop.books() == {"accepted": 4, "held": 4}, "step one is held")
     shop.heal()
-    assert 32 == pipe.get_result(block=True, timeout=8000)
+    assert 32 == pipe.get_result(block=True, timeout=30_000)
     shop.until_over()
     assert {"accepted": 5, "succeeded": 5} == shop.books()
     assert 1 == shop.ran.count("length")
@@ -267,7 +267,7 @@ def test_a_pipeline_whose_second_step_is_held(shop: Shop) -> None:
     pipe = (topic.message() | shop.summary.message()).run()
     shop.until(lambda: shop.books() == {"accepted": 5, "held": 4, "succeeded": 1}, "step two is held")
     shop.heal()
-    assert "anthropic" == pipe.get_result(block=True, timeout=8000).partition(":")[0]
+    assert "anthropic" == pipe.get_result(block=True, timeout=30_000).partition(":")[0]
     assert (1, 1) == (shop.ran.count("topic"), len(shop.calls("tides")))
 
 
@@ -336,7 +336,7 @@ def test_a_plain_actor_works_as_ever(shop: Shop) -> None:
 
     shop.work()
     job = add.send(1, 2)
-    assert 3 == job.get_result(block=True, timeout=5000)
+    assert 3 == job.get_result(block=True, timeout=30_000)
     shop.until_over()
     assert {"accepted": 1, "succeeded": 1} == shop.books()
     assert ["add"] * 2 == shop.ran
@@ -500,7 +500,7 @@ def test_a_next_step_that_redis_refuses(shop: Shop, full: Callable[[], None]) ->
     shop.until(lambda: shop.ran, "step one ran")
     until_refused(shop)
     make_room(shop)
-    assert "about tides" == pipe.get_result(block=True, timeout=8000)
+    assert "about tides" == pipe.get_result(block=True, timeout=30_000)
     shop.until_over()
     assert {"accepted": 2, "succeeded": 2} == shop.books()
 
@@ -628,7 +628,7 @@ def test_a_plain_coroutine_actor_works_as_ever(shop: Shop) -> None:
         return a + b
 
     shop.work()
-    assert 3 == add.send(1, 2).get_result(block=True, timeout=5000)
+    assert 3 == add.send(1, 2).get_result(block=True, timeout=30_000)
     shop.until_over()
     assert {"accepted": 1, "succeeded": 1} == shop.books()
 

@@ -246,7 +246,7 @@ def test_what_is_in_the_backlog(desk: Desk) -> None:
 
 def test_nonsense_is_refused(desk: Desk, operator: Operator) -> None:
     """Each refusal says what is allowed."""
-    with pytest.raises(Misasked, match="outage, suspect, pace, failed, paused, review"):
+    with pytest.raises(Misasked, match="outage, suspect, pace, failed, paused, coalesced, review"):
         Filter(reason="weather")
     with pytest.raises(Misasked, match="critical, deferrable"):
         Filter(criticality="urgent")

@@ -173,7 +173,7 @@ def test_a_retry_is_enqueued_with_the_options_of_the_attempt_that_failed(broker:
     sent = fails.send()
     broker.enqueue = spy  # type: ignore[method-assign]
     with working(broker):
-        wait_until(lambda: len(runs) == 2, within_s=10, description="the retry has run")
+        wait_until(lambda: len(runs) == 2, within_s=60, description="the retry has run")
     kind, failed, redis_id, thread = seen[0]
     assert (MessageProxy, "KeyError('once')", sent.options["redis_message_id"]) == (kind, repr(failed), redis_id)
     assert thread == runs[0]
@@ -203,7 +203,7 @@ def test_a_due_delay_goes_through_enqueue_in_its_consumer_thread(broker: RedisBr
     broker.add_middleware(Acks())
     broker.enqueue = spy  # type: ignore[method-assign]
     with working(broker):
-        wait_until(lambda: len(acks) == 2, within_s=10, description="the delayed job has run")
+        wait_until(lambda: len(acks) == 2, within_s=60, description="the delayed job has run")
     redis_id = sent.options["redis_message_id"]
     assert [(redis_id, False, "default", "default.DQ")] == seen
     assert (redis_id, 1) == acks[0]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import redis
     from tests.pipeline.conftest import Shop
 
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 
 STOCK = """
 import os

@@ -148,9 +148,13 @@ def test_an_expired_job_can_be_restored(shop: Shop) -> None:
     letters = Letters(shop.broker.client, shop.keys)
     [[letter]] = letters.pages("default")
     assert job.message_id == letter.redis_id
+    shop.stop_working()
     renewed = letter.body.replace(str(job.options["tideover"]["expires_ms"]).encode(), b"null")
     restored = ("default", letter.redis_id, job.message_id, renewed, "acme")
-    assert [True, False] == [letters.restore(*restored), letters.restore(*restored)]
+    assert [True, True] == [letters.restore(*restored) for _ in range(2)]  # as when the first reply was lost
+    assert not letters.restore("default", letter.redis_id, job.message_id, letter.body, "acme")
+    assert 2 == shop.books()["accepted"]
+    shop.work()
     shop.until(lambda: shop.books() == {"accepted": 2, "expired": 1, "succeeded": 1}, "it ran")
     assert {} == shop.broker.client.hgetall(shop.keys.tenants)
 

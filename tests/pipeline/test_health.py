@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -18,16 +18,14 @@ from tideover.core.breaker import MASS, Breaker, Transition
 from tideover.core.latency import UNKNOWN_S
 from tideover.core.outcome import of_response
 from tideover.core.route import route_key, task_key
+from tideover.evidence import Flight
 from tideover.health import Health
 from tideover.ops import Operator
-from tideover.ops.access import open_space
 from tideover.reporting import Reporter
 from tideover.store.breakers import Batch
 from tideover.testing import Fault, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.pipeline.conftest import Shop
 
 OTHER_MODEL = "claude-haiku-4-5"
@@ -55,12 +53,6 @@ def others_report(shop: Shop, *keys: str, failing: bool = False) -> None:
     for key in keys:
         era = breaker(shop, key).era
         shop.breakers.report(key, "another", Batch(era=era, runs=[("failed" if failing else "ok", 1)]))
-
-
-@pytest.fixture
-def operator(shop: Shop) -> Iterator[Operator]:
-    with closing(shop.new_broker(with_tideover=False)) as broker:
-        yield Operator(broker.client, tideover_settings.settings(), (open_space(broker.client, shop.namespace),))
 
 
 # suspicion
@@ -433,7 +425,7 @@ def test_slow_answers_are_answers_for_a_burst_of_probes(shop: Shop, monkeypatch:
 
 def test_a_poison_job_of_a_route_that_nobody_may_probe_fails_by_itself(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried once more after its hold, and not fifty times."""
-    monkeypatch.setattr("tideover.call.PATIENCE_S", (0.1,))
+    monkeypatch.setattr("tideover.plan.PATIENCE_S", (0.1,))
     shop.configure(primary_options="probe = false")
 
     @ai_task(criticality="deferrable", models=[shop.model], max_retries=0)
@@ -452,7 +444,7 @@ def test_a_poison_job_of_a_route_that_nobody_may_probe_fails_by_itself(shop: Sho
 
 def test_forced_closed_a_failing_job_fails_by_itself(shop: Shop, operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator said that the route works: nothing is held for it in turns until a human must look."""
-    monkeypatch.setattr("tideover.call.PATIENCE_S", (0.1,))
+    monkeypatch.setattr("tideover.plan.PATIENCE_S", (0.1,))
     shop.work()
     ops.force(operator, key_of(shop), "closed", for_s=60.0, who="me", why="it works")
     shop.until(lambda: shop.breaker().forced is not None, "it is heard of")
@@ -469,9 +461,12 @@ def test_forced_closed_a_failing_job_fails_by_itself(shop: Shop, operator: Opera
 
 def test_a_standstill_of_our_own_makes_no_call_overdue(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A coroutine that blocks the loop delays all the others, and no provider is to blame."""
-    monkeypatch.setattr("tideover.core.latency.UNKNOWN_S", 3.0)
+    monkeypatch.setattr("tideover.reporting.LEAST_S", 2.5)
+    monkeypatch.setattr(Reporter, "limit_s", lambda *_, **__: 2.5)
     shop.configure(primary_options="probe = false")
-    blocked = threading.Event()
+    shop.primary.play([Phase("slow", math.inf, 0.0, {}, latency_factor=10.0)])
+    unblocked = threading.Event()
+    delayed: list[Flight] = []
 
     @ai_task(criticality="deferrable", models=[shop.model])
     async def asks(tag: str) -> str:
@@ -479,12 +474,21 @@ def test_a_standstill_of_our_own_makes_no_call_overdue(shop: Shop, monkeypatch: 
 
     @ai_task(criticality="deferrable", models=[OTHER_MODEL])
     async def blocks(tag: str) -> str:
-        blocked.wait(5)
-        return text_of(await aclaude().messages.create(**{**shop.question(tag), "model": OTHER_MODEL}))
+        delayed.extend(await asyncio.wait_for(one_open(), 20))
+        threading.Event().wait(5)
+        unblocked.set()
+        return "unblocked"
+
+    async def one_open() -> list[Flight]:
+        while not (flights := [flight for flight in health(shop).flights._open.values() if flight.first_s is None]):
+            await asyncio.sleep(0)
+        return flights
 
     shop.work()
-    jobs = shop.send(asks, 4, "a")
-    jobs += [blocks.send("b"), *shop.send(asks, 4, "c")]
+    jobs = [blocks.send("b"), *shop.send(asks, 4, "a")]
+    shop.until(unblocked.is_set, "the loop was blocked")
     for job in jobs:
         assert shop.result(job)
-    assert (0, "closed") == (breaker(shop, key_of(shop)).charts.failed, breaker(shop, key_of(shop)).state)
+    assert "closed" == breaker(shop, route_key("anthropic")).state
+    assert [False] * len(delayed) == [flight.counted for flight in delayed]
+    assert delayed

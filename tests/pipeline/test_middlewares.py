@@ -210,7 +210,7 @@ def test_a_held_message_is_not_the_current_one_any_more(shop: Shop) -> None:
     shop.open_breaker()
     shop.heal()
     shop.until_over()
-    assert len(witness.seen) >= 6
+    assert len(witness.seen) > 3  # one at least was held by its run, and somebody ran after it
     assert [None] * len(witness.seen) == witness.seen
 
 

@@ -62,7 +62,7 @@ def release(shop: Shop, job: dramatiq.Message[Any]) -> None:
     """An operator's `tideover release`."""
     facts = shop.facts(job)
     members = shop.backlog.members(facts.queue, [facts.redis_id])
-    released, _ = shop.backlog.release(facts.queue, list(members.values()), NO_PERMIT)
+    released = shop.backlog.release(facts.queue, list(members.values()), NO_PERMIT).jobs
     assert [job.message_id] == [fact.job_id for fact in released]
 
 
@@ -173,7 +173,7 @@ def hold_again(shop: Shop, job: dramatiq.Message[Any]) -> None:
     """Lets a job go as the drain does, into a gate that is still shut."""
     facts = shop.facts(job)
     members = shop.backlog.members(facts.queue, [facts.redis_id])
-    released, _ = shop.backlog.release(facts.queue, list(members.values()), NO_PERMIT, shop.pace())
+    released = shop.backlog.release(facts.queue, list(members.values()), NO_PERMIT, shop.pace()).jobs
     assert 1 == len(released)
     shop.until(lambda: (found := shop.facts_if_held(job)) is not None and found.holds == facts.holds + 1, "it is held again")
 

@@ -248,6 +248,19 @@ def test_the_backlog_goes_in_order(desk: Desk) -> None:
     assert ["in a minute", "in an hour", "canary", "never"] == desk.ran
 
 
+def test_jobs_that_share_a_key_are_answered_by_one_run(desk: Desk) -> None:
+    """As on Redis."""
+    desk.work()
+    desk.outage()
+    jobs = [desk.tag.send_with_options(args=(f"shared{n}",), key="k") for n in range(4)]
+    desk.broker.join("default", timeout=WITHIN_MS)
+    assert {"held"} == {tideover.status(job).state for job in jobs}
+    desk.anthropic.heal()
+    for job in jobs:
+        assert tideover.wait_for_sync(job, timeout=SOON, through_holds=True)
+    assert 1 == len([name for name in desk.ran if name.startswith("shared")])
+
+
 def test_a_held_job_expires(desk: Desk, wait_until: WaitUntil) -> None:
     """Housekeeping ends it; whoever waits is told, and `join` raises nothing: it is no failure of the code under test."""
     desk.work()

@@ -99,7 +99,7 @@ class Theirs:
         self.shop.result(self.shop.asummary.send("first"))  # so that the models of both tasks are known
         self.shop.primary.fail(Fault.OVERLOADED)
         canaries = self.shop.send(self.shop.summary, 3, "canary")
-        self.shop.until(lambda: not self.shop.is_up(), "the breaker opens")
+        self.shop.until(lambda: self.shop.breaker().generation, "the breaker opens")
         self.shop.until_all("held", canaries)
         return canaries
 

@@ -16,7 +16,7 @@ from tideover.core.breaker import Breaker, State, Transition
 from tideover.core.job import End
 from tideover.core.route import Permit
 from tideover.store.account import Acceptance, Ledger, NewJob, Room
-from tideover.store.backlog import Backlog, Pace
+from tideover.store.backlog import Allowance, Backlog
 from tideover.store.breakers import Breakers
 from tideover.store.facts import Group, HeldFacts, Member, encoded, order_of
 from tideover.store.keys import Keys
@@ -127,14 +127,15 @@ class House:
 
     def release(self, generation: int | None = None, permit: str = "a/m@0", **pace: Any) -> list[str]:
         """Releases at a pace, the most urgent first."""
-        plain = {"key": BREAKER_KEY, "generation": generation, "rate": 1000.0, "burst": 500.0, "most_queued": 1000}
+        plain = {"key": BREAKER_KEY, "generation": generation, "rate": 1000.0, "burst": 500.0, "calls_each": 1.0}
+        plain["most_queued"] = 1000
         members = [member.raw for member in self.plan()]
-        released, _ = self.backlog.release(QUEUE, members, Permit.parse(permit), Pace(**{**plain, **pace}))
+        released = self.backlog.release(QUEUE, members, Permit.parse(permit), Allowance(**{**plain, **pace})).jobs
         return [fact.redis_id for fact in released]
 
     def release_by_hand(self, *redis_ids: str, queue: str = QUEUE) -> list[str]:
         """Releases these at once."""
-        released, _ = self.backlog.release(queue, self.members(*redis_ids, queue=queue), BY_HAND)
+        released = self.backlog.release(queue, self.members(*redis_ids, queue=queue), BY_HAND).jobs
         return [fact.redis_id for fact in released]
 
     def mark(self, redis_id: str, queue: str = QUEUE) -> str | None:

@@ -30,7 +30,7 @@ from tideover.core.breaker import TRANSITIONS, Breaker, Transition, moved
 from tideover.core.job import ENDS, End
 from tideover.core.route import Mark, Permit
 from tideover.store.account import Acceptance, Account, Ledger, NewJob, QueueCount, Room
-from tideover.store.backlog import MOST_GROUPS, Backlog, Pace
+from tideover.store.backlog import MOST_GROUPS, Allowance, Backlog, Released
 from tideover.store.breakers import Breakers
 from tideover.store.facts import HEAD, TICKS, Facet, Group, HeldFacts, encoded, order_of, packed_id
 from tideover.store.keys import Keys, wait_key_text
@@ -137,6 +137,8 @@ class Model:
         self.tenants[tenant] += 1 if tenant else 0
 
     def restore(self, queue: str, dead: str, body: bytes, tenant: str) -> bool:
+        if self.bodies[queue].get(dead) == body:
+            return True
         if dead in self.bodies[queue] or dead not in self.dead[queue]:
             return False
         del self.dead[queue][dead]
@@ -241,15 +243,19 @@ class Model:
         members = {facts.packed(facet)[0]: facts for facet, facts in self.held[queue].values()}
         return {raw: members[raw] for raw in sorted(members, key=lambda raw: (members[raw].order, raw[HEAD:]))}
 
-    def release(self, queue: str, members: Sequence[bytes], permit: Permit, pace: Pace | None) -> tuple[list[HeldFacts], int]:
+    def release(self, queue: str, members: Sequence[bytes], permit: Permit, pace: Allowance | None) -> Released:
         room: float = math.inf
+        crowded = False
         if pace is not None:
             breaker = self.breakers[pace.key]
             if pace.generation is not None and (pace.generation != breaker.generation or not self.lets_go(breaker)):
-                return [], 0
-            tokens = math.inf if pace.rate and pace.key in self.tokens else self.tokens.get(pace.key, 1.0)
+                return Released([], 0, crowded=False)
+            tokens = math.inf if pace.rate and pace.key in self.tokens else max(-10 * pace.rate, self.tokens.get(pace.key, 1.0))
             tokens = min(pace.burst, tokens)
-            room = min(math.floor(tokens), pace.most_queued - len(self.lists[queue]))
+            usable = tokens + pace.borrow
+            may_go = 0 if usable < min(pace.calls_each, pace.burst) else max(1, math.floor(usable / pace.calls_each))
+            room = min(may_go, pace.most_queued - len(self.lists[queue]))
+            crowded = room < may_go
         held, gone, looked_at = self.members(queue), [], 0
         for raw in members:
             if len(gone) >= room:
@@ -265,8 +271,8 @@ class Model:
         self.lists[queue] = [*ids, *self.lists[queue]] if pace is None else [*self.lists[queue], *ids]
         self.counters["releases"] += len(gone)
         if pace is not None and gone:
-            self.tokens[pace.key] = tokens - len(gone)
-        return gone, looked_at
+            self.tokens[pace.key] = tokens - pace.calls_each * len(gone)
+        return Released(gone, looked_at, crowded)
 
     @staticmethod
     def lets_go(breaker: Breaker) -> bool:
@@ -668,19 +674,32 @@ class StoreAndModel(RuleBasedStateMachine):
         behind=st.sampled_from((0, 0, 1, None)),
         rate=st.sampled_from((AT_ONCE, AT_ONCE, 0.0)),
         burst=st.sampled_from((2.5, 1.0, 0.5)),
+        calls_each=st.sampled_from((1.0, 2.0)),
+        borrow=st.sampled_from((0.0, 0.0, 3.0)),
         most_queued=st.sampled_from((100, 100, 2, 0)),
         again=st.booleans(),
     )
     def release(
-        self, data: st.DataObject, key: str, behind: int | None, rate: float, burst: float, most_queued: int, again: bool
+        self,
+        data: st.DataObject,
+        key: str,
+        behind: int | None,
+        rate: float,
+        burst: float,
+        calls_each: float,
+        borrow: float,
+        most_queued: int,
+        again: bool,
     ) -> None:
         """A plan of those that a breaker frees, in which some may have left since."""
         queue, now = self.draw_queue(data), self.model.breakers[key].generation
-        pace = Pace(
+        pace = Allowance(
             key=key,
             generation=None if behind is None else now - behind,
             rate=rate,
             burst=burst,
+            calls_each=calls_each,
+            borrow=borrow,
             most_queued=most_queued,
         )
         freed = [group for group in self.backlog.groups(queue) if key in group.facet.breaker_keys]
@@ -697,7 +716,7 @@ class StoreAndModel(RuleBasedStateMachine):
         for _ in range(1 + again):
             self.released(queue, members, BY_HAND, None)
 
-    def released(self, queue: str, members: list[bytes], permit: Permit, pace: Pace | None) -> None:
+    def released(self, queue: str, members: list[bytes], permit: Permit, pace: Allowance | None) -> None:
         before = list(self.model.members(queue))
         assert self.model.release(queue, members, permit, pace) == self.backlog.release(queue, members, permit, pace)
         self.left += [raw for raw in before if raw not in self.model.members(queue)]

@@ -31,6 +31,7 @@ from tideover.store.registry import Registry, namespaces
 from tideover.store.removal import Removal
 from tideover.store.scripts import lease
 from tideover.store.stories import Line, Stories
+from tideover.store.twins import Twins
 
 if TYPE_CHECKING:
     from tests.store.conftest import House
@@ -69,6 +70,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Backlog.facts_of": lambda port: port.facts_of([MEMBER]),
     "Backlog.facts": lambda port: port.facts("q", [b"r"]),
     "Backlog.members": lambda port: port.members("q", ["r"]),
+    "Backlog.incomplete": lambda port: port.incomplete([MEMBER]),
     "Backlog.size": lambda port: port.size("q"),
     "Backlog.ahead": lambda port: port.ahead(FACTS, [GROUP]),
     "Backlog.sweep": lambda port: port.sweep("q", 1),
@@ -77,6 +79,13 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Backlog.fetched": lambda port: port.fetched("w", ["q"]),
     "Backlog.place": lambda port: port.place("job", ["q"]),
     "Backlog.is_running": lambda port: port.is_running("q", "r"),
+    "Twins.claimed": lambda port: list(port.claimed("q", [FACTS._replace(twin="0" * 16)])),
+    "Twins.claim": lambda port: port.claim("q", [FACTS]),
+    "Twins.chosen": lambda port: port.chosen("q"),
+    "Twins.is_done": lambda port: port.is_done("q", "0" * 16),
+    "Twins.waiting": lambda port: port.waiting("q", "0" * 16),
+    "Twins.answered": lambda port: port.answered("q", [FACTS]),
+    "Twins.leader": lambda port: port.leader("q", "0" * 16),
     "Breakers.report": lambda port: port.report("a/m", "p"),
     "Breakers.transition": lambda port: port.transition("a/m", CLOSED, Transition(to="open", why="why"), 0.0),
     "Breakers.begin_probe": lambda port: port.begin_probe("a/m", CLOSED, 1.0, 0.0),
@@ -90,7 +99,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Breakers.listen": lambda port: port.listen(),
     "Breakers.keys_known": lambda port: port.keys_known(),
     "Breakers.read": lambda port: port.read(["a/m"]),
-    "Paces.feel": lambda port: port.feel("a/m", Felt(sent=1), live=1, limit=None),
+    "Paces.turn": lambda port: port.turn("a/m", 2.0, PacePolicy()),
+    "Paces.feel": lambda port: port.feel("a/m", Felt(sent=1), live=1, limits={}),
     "Paces.read": lambda port: port.read("a/m", 1.0),
     "Paces.publish": lambda port: port.publish(
         "a/m", standing_of({}, 1.0), begun(1.0, PacePolicy()), Pace(1.0, "ramp"), progress.begun(1, 1.0), CLOSED
@@ -111,6 +121,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Registry.enter_tasks": lambda port: port.enter_tasks({"t": {}}),
     "Registry.enter_routes": lambda port: port.enter_routes({"a": {}}),
     "Registry.now": lambda port: port.now(),
+    "Registry.schema": lambda port: port.schema(),
+    "Registry.leader": lambda port: port.leader("drain"),
     "Registry.beat": lambda port: port.beat("w"),
     "Registry.enter_worker": lambda port: port.enter_worker("w", {}),
     "Registry.remove_worker": lambda port: port.remove_worker("w"),
@@ -152,7 +164,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Removal.forget": lambda port: port.forget(),
     "Removal.wipe": lambda port: port.wipe(["key"]),
 }
-PORTS = {port.__name__: port for port in (Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal)}
+PORTS = {port.__name__: port for port in (Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal, Twins)}
 
 
 @pytest.fixture

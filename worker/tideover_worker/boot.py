@@ -105,19 +105,20 @@ def chores_of(
     """What this process does again and again; with a lease it is done by one process of the fleet."""
     timeout_s, lease = gate.health.settings.worker.heartbeat_timeout_s, registry.keys.lease
     watch, due = Watch(registry, gate.ledger, timeout_s), Due(client, registry.keys)
+    bringing = drain.Drain(gate, registry, Lease(client, lease("drain"), LEASE_S, gate.worker))
     turn = partial(housekeeping.turn, gate, registry, watch, due, dead_message_ttl_ms)
     beat = partial(housekeeping.beat, gate, registry, facts)
     return (
-        Chore("drain", drain.EVERY_S, drain.Drain(gate, registry).turn, Lease(client, lease("drain"), LEASE_S)),
+        Chore("drain", drain.EVERY_S, bringing.turn, bringing.lease, alone=False),
         Chore("probe", probe.EVERY_S, prober.turn),
         Chore(
             "status-pages",
             status_pages.TURN_S,
             status_pages.Corroboration(gate.health).turn,
-            Lease(client, lease("pages"), LEASE_S),
+            Lease(client, lease("pages"), LEASE_S, gate.worker),
         ),
         Chore("heartbeat", min(housekeeping.EVERY_S, timeout_s / 4), beat),
-        Chore("housekeeping", housekeeping.EVERY_S, turn, Lease(client, lease("housekeeping"), LEASE_S)),
+        Chore("housekeeping", housekeeping.EVERY_S, turn, Lease(client, lease("housekeeping"), LEASE_S, gate.worker)),
     )
 
 
@@ -137,20 +138,9 @@ def check_store(client: Client) -> None:
                 f"Redis has maxmemory-policy {server.policy}, so it may throw jobs away. "
                 "Set maxmemory-policy noeviction, or give tideover a Redis of its own"
             )
-        certain = (server.logs, server.saves) == (False, False)
-        match server.logs, server.saves:
-            case None, _:
-                risk = "this user may not ask (INFO) for maxmemory-policy and persistence, so they are not checked"
-                remedy = "see to maxmemory-policy noeviction and appendonly yes yourself, or grant +info"
-            case True, _:
-                continue
-            case False, False:
-                risk = "Redis keeps nothing on disk: every job is lost when it restarts"
-                remedy = "set appendonly yes"
-            case False, _:
-                risk = "Redis keeps no append-only file: what came after the last snapshot is lost when it crashes"
-                remedy = "set appendonly yes"
-        events.store_at_risk(risk, remedy, certain=certain)
+        risk, remedy = server.risk
+        if risk:
+            events.store_at_risk(risk, remedy, certain=(server.logs, server.saves) == (False, False))
 
 
 def ai_tasks(broker: Broker) -> list[AITask[Any, Any]]:

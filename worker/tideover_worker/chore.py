@@ -12,10 +12,10 @@ from tideover.store.scripts import lease
 
 
 class Lease:
-    """Leave to do a chore for the whole fleet; whoever dies with it loses it after `seconds`."""
+    """Leave to do a chore for the whole fleet; whoever dies with it loses it after `seconds`. It names its `owner`."""
 
-    def __init__(self, client: Client, key: str, seconds: float) -> None:
-        self._lock = lease(client, key, seconds)
+    def __init__(self, client: Client, key: str, seconds: float, owner: str) -> None:
+        self._lock, self.owner = lease(client, key, seconds), owner
         self._mine = False
 
     def hold(self) -> bool:
@@ -26,7 +26,7 @@ class Lease:
             except LEASE_LOST:
                 self._mine = False
         if not self._mine:
-            self._mine = bool(self._lock.acquire(blocking=False))
+            self._mine = bool(self._lock.acquire(blocking=False, token=self.owner))
         return self._mine
 
     def give_up(self) -> None:
@@ -36,10 +36,15 @@ class Lease:
 
 
 class Chore:
-    """`turn` every `every_s` seconds, until stopped. A fault is logged, and the next turn comes all the same."""
+    """`turn` every `every_s` seconds, until stopped. A fault is logged, and the next turn comes all the same.
 
-    def __init__(self, name: str, every_s: float, turn: Callable[[], None], lease: Lease | None = None) -> None:
-        self.name, self.every_s, self.turn, self.lease = name, every_s, turn, lease
+    `alone`: only by who has the lease; else the turn asks for it by itself.
+    """
+
+    def __init__(
+        self, name: str, every_s: float, turn: Callable[[], None], lease: Lease | None = None, *, alone: bool = True
+    ) -> None:
+        self.name, self.every_s, self.turn, self.lease, self.alone = name, every_s, turn, lease, alone
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True, name=f"tideover-{name}")
 
@@ -54,7 +59,7 @@ class Chore:
         gone = False
         while not self._stop.wait(self.every_s):
             try:
-                if self.lease is None or self.lease.hold():
+                if self.lease is None or not self.alone or self.lease.hold():
                     self.turn()
                 gone = False
             except FAILED as error:

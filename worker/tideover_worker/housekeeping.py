@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from dramatiq.broker import Broker
+
 from tideover import clock, events
 from tideover.core.route import NO_PERMIT
 from tideover.gate import Gate
@@ -17,16 +19,25 @@ from tideover.store.facts import TICKS, Group, HeldFacts
 from tideover.store.keys import SCHEMA
 from tideover.store.registry import STRANGERS_S, Registry
 from tideover.store.stories import Line, told_by
+from tideover.task import AITask
 from tideover_worker.strangers import Watch
 
 EVERY_S = 0.5
 """Held jobs end within a second of their expiry."""
+MOST_OF_TASKS = 8192
+"""Characters of the names of its tasks that a worker tells."""
 
 
 def beat(gate: Gate, registry: Registry, facts: Mapping[str, Any]) -> None:
     """One sign of life, also while all slots are taken and nothing is fetched; it says again who this is."""
     sign(gate, registry)
-    registry.enter_worker(gate.worker, {**facts, "apart": sorted(gate.health.apart)})
+    registry.enter_worker(gate.worker, {**facts, **imported(gate.broker), "apart": sorted(gate.health.apart)})
+
+
+def imported(broker: Broker) -> dict[str, list[str]]:
+    """The AI tasks that a worker knows; nothing of very many, as it is told with each sign of life."""
+    names = sorted(name for name, actor in list(broker.actors.items()) if isinstance(actor, AITask))
+    return {"tasks": names} if sum(map(len, names)) <= MOST_OF_TASKS else {}
 
 
 def sign(gate: Gate, registry: Registry) -> float:
@@ -83,7 +94,7 @@ def expire(gate: Gate, registry: Registry, due: Due, queues: Sequence[str], now:
             end(gate, queue, [fact for fact in page if fact not in going], now)
             members = gate.backlog.members(queue, [fact.redis_id for fact in going])
             if members:
-                released, _ = gate.backlog.release(queue, list(members.values()), NO_PERMIT)
+                released = gate.backlog.release(queue, list(members.values()), NO_PERMIT).jobs
                 gate.tell(*(line for fact in released for line in told_by(fact)))
 
 

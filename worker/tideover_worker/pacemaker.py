@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The leader's part of the drain: what pace each route and model bears, of what all processes tell about their calls."""
+"""What pace each route and model bears, of what all processes tell about their calls: the leader computes, all follow."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 from tideover import clock, events
 from tideover.core import progress as progressing
 from tideover.core.breaker import Breaker
-from tideover.core.pacing import Pace, Pacer, after, begun, braked, pace_of, unheard
+from tideover.core.pacing import Pace, Pacer, after, begun, braked, decayed, pace_of, unheard
 from tideover.core.policy import PacePolicy
 from tideover.core.progress import Progress
 from tideover.store.paces import ALL, Paces, Standing
@@ -23,33 +24,49 @@ IDLE_S = 60.0
 """A pace that nobody asked for so long begins anew."""
 
 
-class Pacemaker:
-    """The paces of one namespace. Its notes are in Redis, so that the next leader goes on where the last one stopped."""
+MOST_FLAPS = 4
+"""Who opened again soon, and so often, doubles ever more slowly; not more slowly than that."""
+CROWDED_S = 2.0
+"""How long it is remembered that the workers had no room."""
 
-    def __init__(self, paces: Paces, policy: PacePolicy) -> None:
-        self.paces, self.policy = paces, policy
+
+class Pacemaker:
+    """The paces of one namespace. The notes are in Redis, so that the next leader goes on where the last one stopped.
+
+    `most_in_flight`: calls over the route of a breaker that the settings allow at one time, of all processes.
+    """
+
+    def __init__(self, paces: Paces, policy: PacePolicy, most_in_flight: Callable[[str], float] = lambda _: math.inf) -> None:
+        self.paces, self.policy, self.most_in_flight = paces, policy, most_in_flight
+        self.leads = True
+        """Whether this process computes the paces, or follows who does."""
         self.held: Counter[str] = Counter()
         """Jobs that wait for each breaker."""
-        self._latest: dict[str, tuple[float, Pace]] = {}
-        self._gone: Counter[str] = Counter()
+        self.released: dict[str, float] = {}
+        """Jobs that were released for each breaker so far, by all processes."""
+        self.refused_at: dict[str, float] = {}
+        """When a live call last got no turn over the route of a breaker."""
+        self._latest: dict[str, tuple[float, Pace, Pacer]] = {}
+        self._crowded: dict[str, float] = {}
         self._orders: tuple[float, dict[str, dict[str, Any]]] = (-ORDERS_S, {})
 
-    def released(self, gone: Counter[str]) -> None:
-        """Notes how many of the jobs that were released had waited for each breaker."""
-        self._gone += gone
+    def crowded(self, key: str) -> None:
+        """Notes that the workers had no room for what a breaker would have let go."""
+        self._crowded[key] = clock.monotonic()
 
     def expect(self, held: Counter[str], breaker_of: Callable[[str], Breaker]) -> None:
         """Notes how many jobs wait for each breaker now; where none does any more, that is told as well."""
         over = self.held.keys() - held.keys()
         self.held = held
-        for key in over:
+        for key in over if self.leads else ():
             self._made(key, breaker_of(key))
 
     def rate(self, key: str, breaker: Breaker) -> float:
-        """How many jobs may be released per second just now: what the route bears, or less if an operator said so."""
-        rate = self.pace(key, breaker).rate
-        caps = [order["max_rate"] for order in (self.orders().get(name) for name in (key, ALL)) if order is not None]
-        return float(min([rate, *caps]))
+        """How many calls releases may cause per second just now: what the route bears, or less if an operator said so."""
+        pace, pacer = self.pace(key, breaker)
+        orders = (self.orders().get(name) for name in (key, ALL))
+        caps = [order["max_rate"] * pacer.calls_each for order in orders if order is not None]  # orders count jobs
+        return float(min([pace.rate, *caps]))
 
     def orders(self) -> dict[str, dict[str, Any]]:
         """What operators said, as far as its time is not over."""
@@ -60,39 +77,60 @@ class Pacemaker:
             self._orders = (clock.monotonic(), orders)
         return orders
 
-    def pace(self, key: str, breaker: Breaker) -> Pace:
-        """What the route bears, computed four times a second."""
-        made_at, pace = self._latest.get(key, (-EVERY_S, None))
-        if pace is None or clock.monotonic() - made_at >= EVERY_S:
-            pace = self._made(key, breaker)
-            self._latest[key] = (clock.monotonic(), pace)
-        return pace
+    def pace(self, key: str, breaker: Breaker) -> tuple[Pace, Pacer]:
+        """What the route bears, and what its calls are like; looked at four times a second."""
+        latest = self._latest.get(key)
+        if latest is None or clock.monotonic() - latest[0] >= EVERY_S:
+            found = self._made(key, breaker) if self.leads else self._followed(key, breaker)
+            latest = self._latest[key] = (clock.monotonic(), *found)
+        return latest[1:]
 
-    def _made(self, key: str, breaker: Breaker) -> Pace:
+    def _followed(self, key: str, breaker: Breaker) -> tuple[Pace, Pacer]:
+        """By the leader's notes; they fade if it renews them no more."""
         now = clock.now()
-        seen, gone = self.paces.read(key, now), self._gone.pop(key, 0)
-        known = seen.pacer
-        if known is None or seen.recovered_at != breaker.recovered_at or now - known.at > IDLE_S:
-            known = None
-        pacer = begun(now, self.policy) if known is None else self._pacer(known, breaker, seen, gone, now)
-        limit = seen.limit if breaker.state == "recovering" else None
-        pace = pace_of(breaker, pacer, limit, now=now, policy=self.policy)
-        progress = self._progress(None if known is None else seen.progress, self.held[key], gone, now)
+        seen = self.paces.read(key, now)
+        pacer = self._known(seen, breaker, now)
+        pacer = replace(pacer, rate=decayed(pacer.rate, now - pacer.at, self.policy))
+        return self._pace(key, breaker, pacer, seen, now), pacer
+
+    def _made(self, key: str, breaker: Breaker) -> tuple[Pace, Pacer]:
+        now = clock.now()
+        seen = self.paces.read(key, now)
+        known, news = self._known(seen, breaker, now), seen.news
+        began = known.at == now
+        pacer = known if began else self._pacer(known, breaker, seen, now)
+        pace = self._pace(key, breaker, pacer, seen, now)
+        progress = self._progress(None if began else seen.progress, self.held[key], round(news.released), now)
+        self.released[key], self.refused_at[key] = seen.felt.released, seen.refused_at
         self.paces.publish(key, seen, pacer, pace, progress, breaker)
         if seen.factor != pace.factor:
             events.pace_changed(key, pace.rate, pace.factor)
-        return pace
+        return pace, pacer
 
-    def _pacer(self, pacer: Pacer, breaker: Breaker, seen: Standing, gone: int, now: float) -> Pacer:
+    def _known(self, seen: Standing, breaker: Breaker, now: float) -> Pacer:
+        """Where the controller stood, if that is not of an earlier recovery or long ago."""
+        known = seen.pacer
+        if known is None or seen.recovered_at != breaker.recovered_at or now - known.at > IDLE_S:
+            return begun(now, self.policy, known)
+        return known
+
+    def _pace(self, key: str, breaker: Breaker, pacer: Pacer, seen: Standing, now: float) -> Pace:
+        limits = seen.limits if breaker.state == "recovering" else {}
+        most = self.most_in_flight(key)
+        pace = pace_of(breaker, pacer, limits, now=now, policy=self.policy, most_in_flight=most)
+        crowded = pace.rate > 0 and clock.monotonic() - self._crowded.get(key, -CROWDED_S) < CROWDED_S
+        return replace(pace, factor="workers") if crowded else pace
+
+    def _pacer(self, pacer: Pacer, breaker: Breaker, seen: Standing, now: float) -> Pacer:
         """Who opened again soon after it had recovered doubles half as fast."""
-        policy = replace(self.policy, double_s=self.policy.double_s * 2.0 ** min(breaker.flaps, 10))
+        policy = replace(self.policy, double_s=self.policy.double_s * 2.0 ** min(breaker.flaps, MOST_FLAPS))
         if seen.braked_at != breaker.braked_at:
             return braked(pacer, now, policy)
         match breaker.state:
             case "recovering":
-                return after(pacer, seen.news, seen.limit, now=now, policy=policy)
+                return after(pacer, seen.news, seen.limits, now=now, policy=policy)
             case "closed":
-                return unheard(pacer, gone, breaker.base.per_s, now=now, policy=policy)
+                return unheard(pacer, seen.news.released, breaker.base.per_s, now=now, policy=policy)
             case "suspect" | "open" | "half-open":
                 return replace(pacer, at=now)
 

@@ -6,8 +6,10 @@
 | critical | run | run | recovering: run; throttled: reroute, else hold | reroute | hold | expire |
 | deferrable | run | hold (`suspect`), nothing released | hold (`pace`), released at the pace | hold | hold | expire |
 
-A deferrable task may ask to be rerouted as a critical one is (`reroute_when_deferrable`). A job whose route only this process
-cannot reach is given back to its queue, for another one; a critical one is rerouted if that has not helped for a minute.
+A critical call waits up to two seconds for its turn on a recovering route, or for a short quiet of a throttled one; then it is
+rerouted or held (`pace`). A deferrable task may ask to be rerouted as a critical one is (`reroute_when_deferrable`). A job
+whose route only this process cannot reach is given back to its queue, for another one; a critical one is rerouted if that has
+not helped for a minute.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tideover.core.job import Job
-from tideover.core.route import BUSY, Hop, Permit
+from tideover.core.route import BUSY, NO_TURN, Hop, Permit
 
 Readiness = Literal["yes", "suspect", "pace", "no"]
-Reason = Literal["outage", "suspect", "pace", "failed", "paused", "review"]
+Reason = Literal["outage", "suspect", "pace", "failed", "paused", "coalesced", "review"]
 """Why a job is held: its breakers are open; its route may be failing; the pace has no room; its own call failed before a
-breaker opened; most jobs of its task are refused as wrong; only a human can say what to do with it."""
+breaker opened; most jobs of its task are refused as wrong; another job with its key runs for it; only a human can say what to
+do with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ Verdict = Run | Reroute | Hold | Expire | GiveBack
 def readiness(job: Job, hop: Hop, *, now: float, permit: Permit | None) -> Readiness:
     """Whether a hop can carry this job's call now (*pace*: it could, but must not be hurried)."""
     if hop.refused is not None:
-        return "pace" if hop.refused == BUSY else "no"
+        return "pace" if hop.refused in (BUSY, NO_TURN) else "no"
     if permit is not None and permit.covers(hop.key, hop.breaker):
         return "yes"
     if hop.breaker.throttled_until > now:

@@ -219,18 +219,17 @@ def judge(breaker: Breaker, by: Witnesses, *, now: float, waiting: bool, policy:
     if breaker.is_down:
         return None
     h = threshold(breaker, now)
-    doubted = is_suspect(breaker.charts, h, now - breaker.began_at)
     told = breaker.why or f"{breaker.charts.failed} of {breaker.charts.calls} calls failed"
     match breaker.state:
         case "closed" | "suspect" if by.agree and is_down(breaker.charts, h):
             return Transition(to="open", why=told)
-        case "closed" if by.agree and doubted:
+        case "closed" if by.agree and is_suspect(breaker.charts, h, now - breaker.began_at):
             return Transition(to="suspect", why=told)
         case "suspect" if is_calm(breaker.charts, h):
             return Transition(to="closed", why="calm again")
         case "recovering" if by.agree and is_down(breaker.charts, h):
             return Transition(to="open" if is_at_floor(breaker, now) else "recovering", why=told)
-        case "recovering" if has_settled(breaker, now, waiting=waiting, policy=policy) and not doubted:
+        case "recovering" if has_settled(breaker, now, waiting=waiting, policy=policy) and not is_doubted(breaker, now):
             return Transition(to="closed", why="recovered")
     return None
 
@@ -251,6 +250,13 @@ def judge_task(breaker: Breaker, *, now: float, waiting: bool, policy: BreakerPo
 def has_settled(breaker: Breaker, now: float, *, waiting: bool, policy: BreakerPolicy) -> bool:
     """Whether a recovering breaker has stood its time: not while its backlog comes home, which it paces."""
     return not waiting and now - breaker.since >= policy.settle_s
+
+
+def is_doubted(breaker: Breaker, now: float) -> bool:
+    """Whether a recovering breaker may not close yet, because too many calls fail."""
+    h = threshold(breaker, now)
+    suspect = is_suspect(breaker.charts, h, now - breaker.began_at) and not is_calm(breaker.charts, h)
+    return breaker.state == "recovering" and suspect
 
 
 def is_at_floor(breaker: Breaker, now: float) -> bool:
@@ -283,7 +289,7 @@ def next_probe_at(breaker: Breaker, now: float, policy: BreakerPolicy) -> float 
         case "half-open":
             return breaker.probing_until
         case "closed" | "suspect" | "recovering":
-            doubt = breaker.state == "suspect" or breaker.charts.blackout >= DOUBT
+            doubt = breaker.state == "suspect" or breaker.charts.blackout >= DOUBT or is_doubted(breaker, now)
             silent = breaker.base.per_s < BUSY_PER_S or now - breaker.seen_at >= SILENT_S
             return breaker.probing_until if doubt and silent else None
 

@@ -6,7 +6,8 @@ No SDK is imported (that costs a process 0.9 s and 60 MiB): exceptions are known
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tideover.core import blame
@@ -44,6 +45,8 @@ class Outcome:
     retry_after_s: float | None = None
     headroom: float | None = field(default=None, repr=False)
     """The share of the rate limits that the headers say is left, of the scarcest; None if they say nothing."""
+    tokens: tuple[int, int] = field(default=(0, 0), repr=False)
+    """Input and output tokens of a whole answer, as rate limits count them; 0: it does not say."""
 
     @property
     def counts_as_failure(self) -> bool:
@@ -55,6 +58,15 @@ class Outcome:
         return self.kind in ("outage", "ambiguous", "auth", "quota", "model")
 
     @property
+    def timed_out(self) -> bool:
+        """Whether a time limit on our side ended the call, which is ours if we stood still meanwhile.
+
+        >>> of_response(504, {}, b'{"error": {"code": "GatewayTimeout"}}').timed_out
+        False
+        """
+        return "Timeout" in self.why and not self.why[0].isdigit()
+
+    @property
     def answered(self) -> bool:
         """Whether the route is there at all: it answered, if only to ask for quiet or to refuse this request.
 
@@ -64,6 +76,8 @@ class Outcome:
         return self.kind in ("ok", "throttle", "caller")
 
 
+COUNTED_TOKENS = re.compile(rb'"(input|cache_creation_input|output)_tokens"\s*:\s*(\d{1,9})\b')
+"""Tokens read from a cache count for no limit. Quotes within an answer's text are escaped, so that it cannot say so."""
 MAX_DEPTH = 16
 """Causes can be made to form a ring."""
 
@@ -116,7 +130,19 @@ def of_message(body: bytes) -> Outcome:
         return outcome_of(blame.OUTAGE_OF_ROUTE, "2xx that is not a message")
     if content.get("stop_reason") is None:
         return outcome_of(blame.OUTAGE, "2xx message without a stop_reason")
-    return OK
+    return of_answer(body)
+
+
+def of_answer(body: bytes) -> Outcome:
+    """A good answer, with the tokens that its body, or the first and last events of its stream, say it took.
+
+    >>> of_answer(b'{"usage": {"input_tokens": 9, "cache_read_input_tokens": 800, "output_tokens": 3}}').tokens
+    (9, 3)
+    """
+    said = {name: int(number) for name, number in COUNTED_TOKENS.findall(body)}  # a stream's last word counts
+    if not said:
+        return OK
+    return replace(OK, tokens=(said.get(b"input", 0) + said.get(b"cache_creation_input", 0), said.get(b"output", 0)))
 
 
 def of_stream_error(data: object) -> Outcome:

@@ -30,6 +30,8 @@ class PacePolicy:
     double_s: float = 6.0
     """In slow start the rate doubles in so long, or in one and a half times what whole answers take, if that is longer."""
     max_rate: float | None = None
-    """None: as fast as the provider can bear."""
+    """Live calls included, so never less than those are; None: as fast as the provider can bear."""
+    max_tokens_per_minute: float | None = None
+    """Of input and output together, as far as whole answers tell them; None: no cap."""
     share: float = 1.0
     """Of the limits that the provider tells; the others are for whoever shares the account."""

@@ -17,6 +17,7 @@ ODD = re.compile(r"[^\w.:/@+-]")
 LONGEST_MODEL = 120
 
 BUSY = "it has no room just now"
+NO_TURN = "its pace has no room just now"
 """The refusal that passes by itself: its slots are taken, or it asked for quiet."""
 
 

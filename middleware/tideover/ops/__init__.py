@@ -18,8 +18,10 @@ from tideover.ops.acts import (
     release,
 )
 from tideover.ops.breakers import BreakerExplanation, BreakerStatus, Override, explain_breaker, force, resume, unforce
+from tideover.ops.checklist import Check, Severity
 from tideover.ops.dead import RESTORABLE, DeadFilter, DeadSelection, RestoredBefore, choose_dead, choose_dead_jobs
 from tideover.ops.discards import Discard, DiscardPreview, discard, preview_discard
+from tideover.ops.doctor import Diagnosis, NamespaceDiagnosis, diagnose
 from tideover.ops.drain import Drains, DrainStatus, Order, cap_drain, drains, resume_drain
 from tideover.ops.explanation import Explanation, explain
 from tideover.ops.held import HeldGroup
@@ -37,8 +39,10 @@ __all__ = [
     "BreakerExplanation",
     "BreakerStatus",
     "Bypass",
+    "Check",
     "DeadFilter",
     "DeadSelection",
+    "Diagnosis",
     "Discard",
     "DiscardPreview",
     "DrainStatus",
@@ -51,6 +55,7 @@ __all__ = [
     "Level",
     "Listing",
     "Misasked",
+    "NamespaceDiagnosis",
     "NamespaceStatus",
     "Operator",
     "Order",
@@ -62,6 +67,7 @@ __all__ = [
     "Restored",
     "RestoredBefore",
     "Selection",
+    "Severity",
     "Standing",
     "Status",
     "Verdict",
@@ -77,6 +83,7 @@ __all__ = [
     "choose_dead_jobs",
     "choose_jobs",
     "counted",
+    "diagnose",
     "discard",
     "drains",
     "explain",

@@ -290,7 +290,7 @@ def release(
         for batch in selection.batches:
             for permit, members in steps(batch, leave):
                 may_go += len(members)
-                facts, _ = batch.space.backlog.release(batch.queue, members, permit)
+                facts = batch.space.backlog.release(batch.queue, members, permit).jobs
                 released += [moved_job(batch, fact) for fact in facts]
                 untold += tell(batch.space, facts, told)
                 progress(len(members))

@@ -126,7 +126,7 @@ def breaker_status(key: str, breaker: Breaker, route: Breaker, settings: Setting
 def pace_now(own: Breaker, seen: Breaker, settings: Settings, now: float) -> Pace:
     """The leader's latest word, as long as it is fresh; else what the breaker would begin with."""
     policy = settings.drain.policy()
-    would = pace_of(seen, begun(now, policy), None, now=now, policy=policy)
+    would = pace_of(seen, begun(now, policy), {}, now=now, policy=policy)
     fresh = now - own.paced_at < FRESH_S and would.rate > 0
     return Pace(own.pace, FACTORS[own.limited_by]) if fresh else would
 

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from tideover.core.breaker import CLOSED, Breaker, State
-from tideover.core.progress import Progress, left
+from tideover.core.job import CRITICAL_SUFFIX
+from tideover.core.pacing import begun, ceilings
+from tideover.core.progress import left, turn_s
 from tideover.core.route import above
 from tideover.ops.access import Operator, Refused, Space, reaching
-from tideover.ops.breakers import breaker_status
+from tideover.ops.breakers import FRESH_S, breaker_status
 from tideover.settings import Settings
 from tideover.sources import did_you_mean
 from tideover.store.facts import Group
@@ -39,10 +42,11 @@ class Order:
 class DrainStatus:
     """What waits for one breaker. A job that any of several frees counts for each.
 
-    `released`, `most`: of this drain: jobs that went, and all that ever waited in it. `pace`: model calls per second that the
-    route bears, live ones included; `rate`: releases per second that are allowed, which an order may have lowered;
+    `released`, `most`: of this drain: jobs that went, and with them the ones that are left. `pace`: model calls per second
+    that the route bears, live ones included; `rate`: jobs per second that may be released, which an order may have lowered;
     `limited_by`: what keeps that from being higher. `soonest_at`, `latest_at`: when the last of them will have been released
-    (None: nobody can tell). `will_miss`: jobs whose turn comes after their expiry, of the `MOST_LOOKED_AT` that go first.
+    (None: nobody can tell). `will_miss`: jobs whose turn comes after their expiry, even if the provider is back at once, of the
+    `MOST_LOOKED_AT` that go first.
     """
 
     namespace: str
@@ -105,13 +109,15 @@ def drain_of(
     now: float,
 ) -> DrainStatus:
     told = breaker_status(key, known[key], known.get(above(key), CLOSED), settings, now)
-    progress = space.paces.read(key, now).progress
+    standing = space.paces.read(key, now)
+    progress, calls_each = standing.progress, 1.0 if standing.pacer is None else standing.pacer.calls_each
+    told_now = now - standing.published_at < FRESH_S
     asked = [order for order in (orders.get(key), orders.get(ALL)) if order is not None]
     order = min(asked, key=lambda one: one.max_rate, default=None)
-    lowered = order is not None and order.max_rate < told.pace
-    rate = min([told.pace, *(one.max_rate for one in asked)])
-    ends = None if progress is None or rate == 0 else left(progress)
+    lowered = order is not None and order.max_rate < told.pace / calls_each
+    rate = min([told.pace / calls_each, *(one.max_rate for one in asked)])
     limited_by = told.limited_by if order is None or not lowered else "paused" if order.max_rate == 0 else "own cap"
+    ends = None if progress is None or rate == 0 or not told_now else left(progress, limited=limited_by != "ramp")
     return DrainStatus(
         namespace=space.name,
         key=key,
@@ -120,25 +126,39 @@ def drain_of(
         released=0 if progress is None else progress.released,
         most=held if progress is None else max(held, progress.most),
         pace=told.pace,
-        rate=rate,
+        rate=round(rate, 2),
         limited_by=limited_by,
         soonest_at=None if ends is None else now + ends.soonest_s,
         latest_at=None if ends is None else now + ends.latest_s,
-        will_miss=will_miss(space, key, groups, progress, now),
+        will_miss=will_miss(space, key, groups, turn_after_s(space, key, known[key], settings, now), now),
         order=order,
     )
 
 
-def will_miss(space: Space, key: str, groups: list[Group], progress: Progress | None, now: float) -> int:
-    """Of the jobs that go first: those whose expiry comes before their turn, at the pace so far."""
-    per_s = 0.0 if progress is None else progress.per_s
-    missed = 0
-    for queue in {group.queue for group in groups}:
-        ours = [group for group in groups if group.queue == queue and key in group.facet.breaker_keys]
-        for nth, facts in enumerate(islice(space.backlog.browse(ours), MOST_LOOKED_AT)):
-            turn_at = now + (nth / per_s if per_s > 0 else 0.0)
-            missed += facts.expires_ms is not None and facts.expires_ms / 1000 < turn_at
-    return missed
+def will_miss(space: Space, key: str, groups: list[Group], after_s: Callable[[float], float], now: float) -> int:
+    """Of the jobs that go first: those whose expiry comes before their turn, even if the provider is back at once."""
+    ours = [group for group in groups if key in group.facet.breaker_keys and group.facet.reason != "coalesced"]
+    lanes = sorted({group.queue for group in ours}, key=lambda queue: not queue.endswith(CRITICAL_SUFFIX))
+    going = chain.from_iterable(space.backlog.browse([group for group in ours if group.queue == lane]) for lane in lanes)
+    turns = enumerate(islice(going, MOST_LOOKED_AT))
+    return sum(facts.expires_ms is not None and facts.expires_ms / 1000 < now + after_s(nth) for nth, facts in turns)
+
+
+def turn_after_s(space: Space, key: str, breaker: Breaker, settings: Settings, now: float) -> Callable[[float], float]:
+    """Seconds from its recovery, or from now on if it is up, until the nth job that waits for a breaker goes.
+
+    How fast that is nobody knows before: by the provider's limit and by what it bore last, else by its usual traffic.
+    """
+    policy, standing = settings.drain.policy(), space.paces.read(key, now)
+    pacer, progress = standing.pacer or begun(now, policy), standing.progress
+    if not breaker.is_down and progress is not None and left(progress) is not None and progress.per_s > 0:
+        per_s = progress.per_s
+        return lambda nth: nth / per_s
+    told = [rate for rate, _ in ceilings(pacer, standing.limits, policy)] + [pacer.best, policy.max_rate or math.inf]
+    calls_per_s = max(policy.start_rate, min(told) if min(told) < math.inf else breaker.base.per_s)
+    rate, most = policy.start_rate / pacer.calls_each, calls_per_s / pacer.calls_each
+    double_s = max(policy.double_s, 1.5 * pacer.answer_s)
+    return lambda nth: turn_s(nth, rate=rate, most=most, double_s=double_s)
 
 
 def orders_of(space: Space, now: float) -> dict[str, Order]:
@@ -161,8 +181,10 @@ def cap_drain(operator: Operator, key: str, max_rate: float, *, for_s: float | N
     """Lets at most so many jobs go per second (0: none), for one breaker or for all (`*`); what is computed goes on beneath.
 
     Raises:
-      Refused: no route has such a name, or the operator has several namespaces.
+      Refused: no route has such a name, that is no rate, or the operator has several namespaces.
     """
+    if not 0 <= max_rate < math.inf:
+        raise Refused(f"{max_rate} is no number of jobs per second")
     with reaching(operator.settings):
         space = operator.the_space("slowing the drain")
         check_drain_key(space, key)

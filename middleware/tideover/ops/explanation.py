@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 from tideover.core.job import CRITICAL_SUFFIX, ENDS, Criticality, End, is_criticality
@@ -12,6 +12,7 @@ from tideover.core.pacing import PATIENCE_S
 from tideover.core.route import above
 from tideover.ops.access import Operator, Space, find_job, reaching
 from tideover.ops.breakers import BreakerStatus, breaker_status
+from tideover.ops.drain import turn_after_s
 from tideover.ops.renewal import readable
 from tideover.ops.standing import workers_of
 from tideover.ops.values import about, counted
@@ -20,6 +21,7 @@ from tideover.stamp import stamp_of, tenant_of
 from tideover.store.facts import HeldFacts
 from tideover.store.letters import Letters
 from tideover.store.stories import Line, told_by
+from tideover.store.twins import Twins
 
 LOOKS = 5
 """A job that is in no place may just be on its way; so often we look before we say that it is lost."""
@@ -27,11 +29,13 @@ LOOKS = 5
 Where = Literal["queued", "running", "held", "ended", "lost"]
 
 
+LATE = "its turn comes after its expiry"
 WHY = {
     "outage": "no route that it may use is up",
     "pace": "the pace had no room for it",
     "suspect": "its route may be failing, and it can wait",
     "failed": "its own call failed before a breaker opened",
+    "coalesced": "another job with its key runs for it",
     "paused": "most jobs of its task are refused as wrong",
     "review": "it needs review",
 }
@@ -49,12 +53,17 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """A breaker that frees the job once it lets go; `expected_at` None: nobody can tell."""
+    """A breaker that frees the job once it lets go; `expected_at` None: nobody can tell.
+
+    `back_by_at`: the provider must be back by then for the job's turn to come before its expiry, as far as can be told; in the
+    past: that is not feasible any more. None: it never expires, or its route is up.
+    """
 
     breaker: str
     state: str
     words: str
     expected_at: float | None
+    back_by_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,9 +216,12 @@ def end_told(story: Sequence[Line]) -> End | None:
 
 
 def ahead_of(space: Space, held: HeldFacts) -> int:
-    """How many held jobs of its queue go before it, of those that wait for the same breakers."""
-    groups = [group for group in space.backlog.groups(held.queue) if group.facet.wait_key == held.wait_key]
-    return space.backlog.ahead(held, groups)
+    """How many held jobs go before it, of those that wait for the same breakers: critical ones, and earlier ones of its own."""
+    lanes = [] if held.queue.endswith(CRITICAL_SUFFIX) else space.backlog.groups(held.queue + CRITICAL_SUFFIX)
+    ours = [group for group in (*space.backlog.groups(held.queue), *lanes) if group.facet.wait_key == held.wait_key]
+    going = [group for group in ours if group.facet.reason != "coalesced"]
+    critical = sum(group.n for group in going if group.queue != held.queue)
+    return critical + space.backlog.ahead(held, [group for group in going if group.queue == held.queue])
 
 
 def ways_out(space: Space, held: HeldFacts, ahead: int, settings: Settings, now: float) -> tuple[Way, ...]:
@@ -223,13 +235,35 @@ def ways_out(space: Space, held: HeldFacts, ahead: int, settings: Settings, now:
                 expected_at=now,
             ),
         )
+    if held.reason == "coalesced":
+        leader = Twins(space.backlog.client, space.backlog.keys).leader(held.queue, held.twin) or held.detail
+        words = f"the job {leader} has its key, and its answer is for both; if it has none, this one runs"
+        return (Way(breaker=" or ".join(held.breaker_keys), state="coalesced", words=words, expected_at=None),)
     keys = held.breaker_keys
     states = space.breakers.read([*keys, *(above(key) for key in keys)])
-    told = (breaker_status(key, states[key], states[above(key)], settings, now) for key in keys)
-    return tuple(way_out(breaker, ahead, now) for breaker in told)
+    ways = []
+    for key in keys:
+        told = breaker_status(key, states[key], states[above(key)], settings, now)
+        turn_in_s = turn_after_s(space, key, states[key], settings, now)(ahead + 1)
+        ways.append(feasible(way_out(told, ahead, turn_in_s, now), held, turn_in_s, now))
+    return tuple(ways)
 
 
-def way_out(breaker: BreakerStatus, ahead: int, now: float) -> Way:
+def feasible(way: Way, held: HeldFacts, turn_in_s: float, now: float) -> Way:
+    """With word on whether the job's turn comes before its expiry."""
+    if held.expires_ms is None:
+        return way
+    back_by_at = held.expires_ms / 1000 - turn_in_s
+    if way.state in ("open", "half-open"):
+        if back_by_at <= now:
+            return replace(way, words=f"{way.words}; {LATE} even if it were back now", back_by_at=back_by_at)
+        when = f"in time if it is back within {about(back_by_at - now)}, as its turn comes about {about(turn_in_s)} later"
+        return replace(way, words=f"{way.words}; {when}", back_by_at=back_by_at)
+    late = way.expected_at is not None and way.expected_at > held.expires_ms / 1000
+    return replace(way, words=f"{way.words}; {LATE} at this pace") if late else way
+
+
+def way_out(breaker: BreakerStatus, ahead: int, turn_in_s: float, now: float) -> Way:
     why = f" ({breaker.why})" if breaker.why else ""
     expected_at: float | None = None
     match breaker.state:
@@ -243,7 +277,7 @@ def way_out(breaker: BreakerStatus, ahead: int, now: float) -> Way:
             expected_at = now + PATIENCE_S
             words = f"may be failing{why}: {breaker.would_close}; else a few jobs try it within {PATIENCE_S:.0f} s"
         case "closed" | "recovering" | "suspect":
-            expected_at = now + (ahead + 1) / breaker.pace
+            expected_at = now + turn_in_s
             words = f"is {breaker.state}; {turn(ahead, breaker.pace)}"
     return Way(breaker=breaker.key, state=breaker.state, words=words, expected_at=expected_at)
 
@@ -284,6 +318,8 @@ def in_words(line: Line) -> str:
         case "held":
             detail = f"; last failure: {facts['detail']}" if facts.get("detail") else ""
             why = WHY.get(facts["reason"], facts["reason"])
+            if facts["reason"] == "coalesced":
+                return f"held (coalesced): {why}: {facts.get('detail')}"
             if facts["reason"] == "review":
                 return (
                     f"held for review: {facts.get('detail')}; once that is mended, `tideover release {line.job_id}` lets it run"
@@ -304,5 +340,7 @@ def in_words(line: Line) -> str:
             return f"restored by {facts.get('who')}{after}{'' if reason is None else f': {reason}'}; it begins anew"
         case "failed":
             return f"failed for good{served}; it is kept with the dead letters for 7 days"
+        case "succeeded" if "answered_with" in facts:
+            return f"answered with the job {facts['answered_with']}, which has its key{served}"
         case event:
             return f"{event}{served}"

@@ -48,7 +48,8 @@ class TaskStatus:
 class WorkerStatus:
     """`seen_at`: its last sign of life; `silent`: so long ago that it counts as dead.
 
-    `apart`: the breakers that it alone finds open, so that it leaves their jobs to others.
+    `apart`: the breakers that it alone finds open, so that it leaves their jobs to others. `tasks`: the AI tasks that it has
+    imported (None: it does not tell, because it has very many or is of an older version); `schema`: that of its version.
     """
 
     id: str
@@ -61,6 +62,8 @@ class WorkerStatus:
     seen_at: float | None
     silent: bool
     apart: tuple[str, ...]
+    tasks: tuple[str, ...] | None = None
+    schema: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +191,8 @@ def worker_status(worker_id: str, facts: dict[str, Any], seen_at: float | None, 
         seen_at=seen_at,
         silent=seen_at is None or seen_at < alive_since,
         apart=tuple(facts.get("apart", ())),
+        tasks=tuple(facts["tasks"]) if "tasks" in facts else None,
+        schema=facts.get("schema"),
     )
 
 

@@ -17,7 +17,7 @@ import anthropic
 import httpx2
 
 from tideover import clock
-from tideover.core.outcome import OK, Outcome, of_exception, of_stream_error
+from tideover.core.outcome import Outcome, of_answer, of_exception, of_stream_error
 from tideover.settings import settings
 
 NO_KEY = "none"
@@ -29,6 +29,8 @@ CONNECT_TIMEOUT_S = 5.0
 
 STOP = b"event: message_stop"
 FAILED = b"event: error"
+HEAD_BYTES = 1024
+"""Where a stream's first event says how many tokens the request took."""
 
 T = TypeVar("T")
 
@@ -144,17 +146,19 @@ class EndWatch:
     """Watches the bytes of an event stream for the event that must end it, and reports the stream's fate, once."""
 
     def __init__(self, done: Callable[[Outcome], None]) -> None:
-        self._done, self._tail, self._told = done, b"", False
+        self._done, self._head, self._tail, self._told = done, b"", b"", False
 
     def see(self, chunk: bytes) -> None:
         """Takes in a chunk. An error event counts as soon as its line is whole: the SDK reads no further."""
         window = self._tail + chunk
+        if len(self._head) < HEAD_BYTES:
+            self._head += chunk[:HEAD_BYTES]
         if FAILED in window:
             _, _, data = window.partition(FAILED)[2].partition(b"data: ")
             if b"\n" in data:
                 self.tell(of_stream_error(data.partition(b"\n")[0]))
         elif STOP in window:
-            self.tell(OK)
+            self.tell(of_answer(self._head + window))
         self._tail = window[-4096:]
 
     def end(self) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import anthropic
 import httpx2
 
 from tideover import clock
 from tideover.core.outcome import OK, Outcome, of_exception, of_message, of_response
-from tideover.core.pacing import Limit
+from tideover.core.pacing import Limit, LimitOf, Limits
 from tideover.errors import ConfigurationError
 from tideover.providers import anthropic as messages
 from tideover.providers import openai_compatible as chat
@@ -27,13 +28,17 @@ MESSAGES = ("/v1/messages", "/v1/messages?beta=true")
 
 PROBE: dict[str, Any] = {"max_tokens": 1, "messages": [{"role": "user", "content": "."}]}
 
-LIMIT_HEADERS = (
-    ("anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining"),
-    ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"),
+LIMIT_HEADERS: tuple[tuple[LimitOf, str, str], ...] = (
+    *(
+        (kind, f"anthropic-ratelimit-{name}-limit", f"anthropic-ratelimit-{name}-remaining")
+        for kind in get_args(LimitOf)
+        if (name := kind.replace("_", "-"))
+    ),
+    ("requests", "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"),
+    ("tokens", "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens"),
 )
-"""Requests per minute, and how many are left."""
-OK_WITH_LIMITS = replace(OK, headroom=1.0)
-"""A good answer of a route that says what is left of its limits."""
+NUMBER = re.compile(r"[1-9]\d{0,12}|0")
+"""What is counted; how many of it a minute, and how many are left."""
 
 _lock = threading.Lock()
 _sync: dict[int, httpx2.Client] = {}
@@ -50,7 +55,7 @@ class Tried:
     error: Exception | None = None
     losses: tuple[str, ...] = ()
     streaming: bool = False
-    limit: Limit | None = None
+    limits: Limits = field(default_factory=dict)
     foreign: bool = False
     """It went out with another credential than the route's own: of a client that the caller built, maybe for a customer."""
 
@@ -111,19 +116,20 @@ def tried(route: str, request: Any, response: Any, losses: tuple[str, ...] = ())
     if foreign and outcome.kind in ("auth", "quota", "model"):  # which says nothing of the route
         outcome = replace(outcome, kind="caller", scope="job")
     streaming = request.stream and http.is_success and outcome.kind == "ok"
-    limit = limit_in(http.headers)
-    if outcome.kind == "ok" and limit is not None:
-        outcome = OK_WITH_LIMITS
-    return Tried(route, outcome, response, losses=losses, streaming=streaming, limit=limit, foreign=foreign)
+    limits = limits_in(http.headers)
+    if outcome.kind == "ok" and limits:  # a good answer of a route that says what is left of its limits
+        outcome = replace(outcome, headroom=1.0)
+    return Tried(route, outcome, response, losses=losses, streaming=streaming, limits=limits, foreign=foreign)
 
 
-def limit_in(headers: Mapping[str, str]) -> Limit | None:
-    """What an answer says of the account's limit; None: nothing, or nothing that makes sense."""
-    for limit, remaining in LIMIT_HEADERS:
+def limits_in(headers: Mapping[str, str]) -> Limits:
+    """What an answer says of the account's limits, as far as it makes sense."""
+    found: dict[LimitOf, Limit] = {}
+    for kind, limit, remaining in LIMIT_HEADERS:
         told = headers.get(limit, ""), headers.get(remaining, "")
-        if told[0].isdecimal() and told[1].isdecimal() and int(told[0]) > 0:
-            return Limit(int(told[0]) / 60, float(told[1]))
-    return None
+        if NUMBER.fullmatch(told[0]) and NUMBER.fullmatch(told[1]) and int(told[0]) > 0:
+            found[kind] = Limit(int(told[0]) / 60, float(told[1]))
+    return found
 
 
 def is_foreign(route: str, request: httpx2.Request) -> bool:

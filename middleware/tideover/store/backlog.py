@@ -36,23 +36,47 @@ class Fetched(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How much one release may let go: `rate` jobs/s of the breaker `key` while it is in `generation` (None: any)."""
+class Allowance:
+    """How much one release may let go: `rate` calls/s of the breaker `key` while it is in `generation` (None: any).
+
+    `calls_each`: calls that a job makes over it; `most_queued`: jobs that may wait for a worker; `borrow`: calls that it may
+    take from what is to come, as live critical ones do.
+    """
 
     key: str
     generation: int | None
     rate: float
     burst: float
+    calls_each: float
     most_queued: int
+    borrow: float = 0.0
+
+
+class Released(NamedTuple):
+    """What a release came to. `looked_at`: of the members; the others had no room. `crowded`: the pace would have let more go
+    than the workers have room for."""
+
+    jobs: list[HeldFacts]
+    looked_at: int
+    crowded: bool
 
 
 def to_hold(queue: str, jobs: Sequence[HeldFacts], facets: Sequence[Facet], most_groups: int) -> list[Any]:
     """The arguments of the script that holds."""
     groups = list(dict.fromkeys(facets))
-    args: list[Any] = [queue, most_groups, len(groups), len(jobs), *(part for facet in groups for part in encoded(facet))]
+    moved = [part for job in jobs if job.job_id != job.redis_id for part in (job.job_id, job.redis_id)]
+    args: list[Any] = [
+        queue,
+        most_groups,
+        len(groups),
+        len(jobs),
+        len(moved),
+        *(part for facet in groups for part in encoded(facet)),
+    ]
     for job, facet in zip(jobs, facets, strict=True):
         args += job.redis_id, *job.packed(facet)
-    return args + [part for job in jobs if job.job_id != job.redis_id for part in (job.job_id, job.redis_id)]
+    waiting = [job for job in jobs if job.reason == "coalesced"]  # with who runs for them
+    return args + moved + [part for job in waiting for part in (job.twin, packed_id(job.redis_id), job.detail, job.redis_id)]
 
 
 class Backlog:
@@ -87,7 +111,7 @@ class Backlog:
         """Holds fetched jobs; for each, whether it was still this worker's. While Redis holds some, the next are asked for."""
         k = self.keys
         keys = [k.acks(worker, queue), k.held(queue), k.facts(queue), k.marks(queue), k.groups(queue), k.counts(queue)]
-        keys += [k.places, k.counters]
+        keys += [k.places, k.counters, k.leaders(queue), k.waiters(queue)]
         parts: list[list[HeldFacts]] = []
 
         def requests() -> Iterator[list[Any]]:
@@ -97,7 +121,7 @@ class Backlog:
                 yield to_hold(queue, part, [job.facet for job in part], MOST_GROUPS)
 
         held: list[bool] = []
-        for nth, answer in enumerate(self.scripts.run_each("hold-8", keys, requests())):
+        for nth, answer in enumerate(self.scripts.run_each("hold-10", keys, requests())):
             gone = set(self._share(queue, keys, parts[nth], answer) if answer and answer[0] == b"refused" else answer)
             held += [i not in gone for i in range(len(parts[nth]))]
         return held
@@ -110,7 +134,7 @@ class Backlog:
             refused = {groups[int(i)] for i in answer[1:]}
             most *= 2  # for the groups that are shared
             facets = [facet.bucketed() if facet in refused else facet for facet in facets]
-            answer = self.scripts.run("hold-8", keys, to_hold(queue, jobs, facets, most))
+            answer = self.scripts.run("hold-10", keys, to_hold(queue, jobs, facets, most))
         return [int(i) for i in answer]
 
     def begin(self, worker: str, queue: str, redis_id: str, mark: Mark) -> None:
@@ -139,30 +163,27 @@ class Backlog:
         keys = [k.heartbeats, k.acks(worker, queue), k.queue(queue), k.msgs(queue), k.marks(queue)]
         return int(self.scripts.run("recover-5", keys, [worker, int(dead_after_s * 1000)]))
 
-    def release(
-        self, queue: str, members: Sequence[bytes], permit: Permit, pace: Pace | None = None
-    ) -> tuple[list[HeldFacts], int]:
-        """Releases held jobs in this order, as far as the pace allows; without one all of them, at once, to the queue's head.
-
-        Returns the released, and how many of `members` were looked at: the others had no room.
-        """
+    def release(self, queue: str, members: Sequence[bytes], permit: Permit, allowance: Allowance | None = None) -> Released:
+        """Releases held jobs in this order, as far as is allowed; without an allowance all, at once, to the queue's head."""
         k = self.keys
         keys = [k.held(queue), k.facts(queue), k.groups(queue), k.counts(queue), k.queue(queue), k.marks(queue)]
         keys += [k.msgs(queue), k.counters, k.breaker(permit.key), k.breaker(above(permit.key)), k.bucket(permit.key)]
-        if pace is None:
-            args: list[Any] = [str(permit), "", "", "", ""]
+        if allowance is None:
+            args: list[Any] = [str(permit), "", "", "", "", "", ""]
         else:
-            generation = "" if pace.generation is None else pace.generation
-            keys[8:] = [k.breaker(pace.key), k.breaker(above(pace.key)), k.bucket(pace.key)]
-            args = [str(permit), generation, pace.rate, pace.burst, pace.most_queued]
+            generation, key = "" if allowance.generation is None else allowance.generation, allowance.key
+            keys[8:] = [k.breaker(key), k.breaker(above(key)), k.bucket(key)]
+            args = [str(permit), generation, allowance.rate, allowance.burst, allowance.calls_each, allowance.most_queued]
+            args.append(allowance.borrow)
         asked = members[:PAGE]
         self._learn(queue, {member[:GROUP] for member in asked})  # before, because a group goes with its last job
-        looked_at, *released = self.scripts.run("release-11", keys, [*args, *asked])
-        return self._decoded(
-            queue, [(raw[2 : 2 + size], raw[2 + size :]) for raw in released if (size := length(raw))]
-        ), looked_at
+        looked_at, crowded, *raws = self.scripts.run("release-11", keys, [*args, *asked])
+        jobs = self._decoded(queue, [(raw[2 : 2 + size], raw[2 + size :]) for raw in raws if (size := length(raw))])
+        return Released(jobs, looked_at, bool(crowded))
 
-    def expire(self, queue: str, jobs: Sequence[HeldFacts], end: Literal["expired", "discarded"] = "expired") -> list[bool]:
+    def expire(
+        self, queue: str, jobs: Sequence[HeldFacts], end: Literal["expired", "discarded", "succeeded"] = "expired"
+    ) -> list[bool]:
         """Ends held jobs, which become dead letters; for each, whether it was still held."""
         if len(jobs) > AT_ONCE:
             parts = [jobs[start : start + AT_ONCE] for start in range(0, len(jobs), AT_ONCE)]
@@ -249,6 +270,25 @@ class Backlog:
         packed = [packed_id(redis_id) for redis_id in redis_ids]
         found = self.client.hmget(self.keys.facts(queue), packed) if packed else []
         return {i: bytes(raw[:HEAD]) + p for i, p, raw in zip(redis_ids, packed, found, strict=True) if raw}
+
+    def incomplete(self, members: Sequence[Member]) -> tuple[list[str], list[str]]:
+        """Redis ids of held jobs of one queue that lack their facts, and of those that lack their body.
+
+        What lacks something is looked for in the index once more: a job that left meanwhile lacks nothing.
+        """
+        if not members:
+            return [], []
+        k, queue, ids = self.keys, members[0].group.queue, [text_id(member.raw[HEAD:]) for member in members]
+        with self.client.pipeline(transaction=False) as pipe:
+            for member, redis_id in zip(members, ids, strict=True):
+                pipe.hexists(k.facts(queue), member.raw[HEAD:])
+                pipe.hexists(k.msgs(queue), redis_id)
+            there = pipe.execute()
+            for member in members:
+                pipe.zscore(k.held(queue), member.raw)
+            found = list(zip(ids, there[::2], there[1::2], pipe.execute(), strict=True))
+        without_facts = [redis_id for redis_id, facts, _, score in found if score is not None and not facts]
+        return without_facts, [redis_id for redis_id, _, body, score in found if score is not None and not body]
 
     def size(self, queue: str) -> int:
         return int(self.client.zcard(self.keys.held(queue)))

@@ -267,11 +267,31 @@ def lazy_client(url: Callable[[], str]) -> Client:
 
 @dataclass(frozen=True, slots=True)
 class Safekeeping:
-    """How a server keeps what it has; None where this user may not ask. `logs`: append-only file; `saves`: snapshots."""
+    """How a server keeps what it has; None where this user may not ask. `logs`: append-only file; `saves`: snapshots.
+
+    `used_bytes`, `most_bytes`: of its memory; 0: there is no limit.
+    """
 
     policy: str | None
     logs: bool | None
     saves: bool | None
+    used_bytes: int | None = None
+    most_bytes: int | None = None
+
+    @property
+    def risk(self) -> tuple[str, str]:
+        """What of its data a crash may cost, as far as is known, and the remedy; empty: nothing."""
+        match self.logs, self.saves:
+            case None, _:
+                risk = "this user may not ask (INFO) for maxmemory-policy and persistence, so they are not checked"
+                return risk, "see to maxmemory-policy noeviction and appendonly yes yourself, or grant +info"
+            case True, _:
+                return "", ""
+            case False, False:
+                return "Redis keeps nothing on disk: every job is lost when it restarts", "set appendonly yes"
+            case _:
+                risk = "Redis keeps no append-only file: what came after the last snapshot is lost when it crashes"
+                return risk, "set appendonly yes"
 
 
 def safekeeping(client: Client) -> list[Safekeeping]:
@@ -287,9 +307,13 @@ def safekeeping_of(client: Client, node: Mapping[str, Any]) -> Safekeeping:
     policy: str | None = None
     logs: bool | None = None
     saves: bool | None = None
+    used_bytes: int | None = None
+    most_bytes: int | None = None
     with suppress(ResponseError):
-        policy = text(client.info("memory", **node).get("maxmemory_policy", "noeviction"))
+        memory = client.info("memory", **node)
+        policy = text(memory.get("maxmemory_policy", "noeviction"))
+        used_bytes, most_bytes = int(memory["used_memory"]), int(memory.get("maxmemory", 0))
         logs = bool(client.info("persistence", **node)["aof_enabled"])
     with suppress(ResponseError):
         saves = client.config_get("save", **node).get("save") != ""
-    return Safekeeping(policy, logs, saves)
+    return Safekeeping(policy, logs, saves, used_bytes, most_bytes)

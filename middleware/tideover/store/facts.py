@@ -11,7 +11,7 @@ same: `min(expiry, time it was first held + longest wait)`.
 | group id, order (1/64 ms) | 6, 6 |
 | held since, expires (0: never), sent, held before that: ms | 6, 6, 6, 6 |
 | times held, generation, workers that died with it | 2, 4, 1 |
-| JSON of what few jobs have: another job id, a detail, a tenant or tag that its group does not tell | any |
+| JSON of what few jobs have: another job id, a detail, a key, a tenant or tag that its group does not tell | any |
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ TICKS = 64
 """Ticks of the order in a millisecond, so that jobs held at one moment keep the order in which they came."""
 
 GROUP, ORDER = 6, 6
+DIGEST = 16
+"""Characters of the digest of a job's key."""
 HEAD = GROUP + ORDER
 FIXED = HEAD + 4 * 6 + 2 + 4 + 1
 UUID_BYTES = 16
@@ -129,6 +131,8 @@ class HeldFacts(NamedTuple):
     held_before_ms: int = 0
     deaths: int = 0
     detail: str = ""
+    twin: str = ""
+    """Digest of its task, tenant and key; empty: it has no key."""
 
     @property
     def breaker_keys(self) -> tuple[str, ...]:
@@ -155,6 +159,8 @@ class HeldFacts(NamedTuple):
             rest["job_id"] = self.job_id
         if self.detail:
             rest["detail"] = self.detail
+        if self.twin:
+            rest["twin"] = self.twin
         if facet.salt:
             rest |= {"tenant": self.tenant, "tag": self.tag}
         tail = json.dumps(rest, separators=(",", ":")).encode() if rest else b""
@@ -193,7 +199,7 @@ class HeldFacts(NamedTuple):
             deaths=deaths,
         )
         rest: dict[str, Any] = json.loads(raw[FIXED:]) if len(raw) > FIXED else {}
-        return facts._replace(**rest) if rest else facts
+        return facts._replace(**{name: rest[name] for name in facts._fields if name in rest}) if rest else facts
 
 
 def order_of(*, held_ms: int, held_before_ms: int, expires_ms: int | None, max_wait_s: float, nth: int) -> int:

@@ -27,7 +27,7 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | `tasks` | hash | task → JSON: queue, criticality, routes, models | for ever |
 | `models` | set | task, tab, model: what tasks were seen to call | for ever |
 | `routes` | hash | route → JSON: kind, models, no secret | for ever |
-| `workers` | hash | worker → JSON: host, pid, since, queues, version, schema | until dead |
+| `workers` | hash | worker → JSON: host, pid, since, queues, tasks, version, schema | until dead |
 | `strangers` | hash | worker without tideover that has fetched jobs → JSON: first and last seen | 1 h |
 | `breakers` | set | keys of all breakers that ever saw a call | for ever |
 | `breaker:<key>` | hash | state, generation, charts... of a breaker | for ever |
@@ -42,9 +42,11 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | `<queue>:facts` | hash | Redis id of a held job → packed facts | until released |
 | `<queue>:groups` | hash | group id → facet: what its held jobs have in common | while it has jobs |
 | `<queue>:counts` | hash | group id → number of its held jobs | while it has jobs |
+| `<queue>:leaders` | hash | digest of a key → order and Redis id of the job that runs for all that have it | until they end |
+| `<queue>:waiters` | zset | digest and Redis id of held jobs that wait for its answer, all of score 0 | until they end |
 | `<queue>:marks` | hash | Redis id → permit, times and ms held, workers that died with it | until it ends or is held |
 | `stories:<day>` | hash | job id → lines of its story | 8 days |
-| `lease:<name>` | string | token of the process that does a chore | seconds |
+| `lease:<name>` | string | worker that does a chore | seconds |
 | `bypass` | string | JSON: who switched tideover off, why | as asked |
 | `news` | channel | key of a breaker that changed | — |
 | `tideover:namespaces` | set | all namespaces of this database, so that tools find them | for ever |
@@ -218,6 +220,12 @@ class Keys:
 
     def counts(self, queue: str) -> str:
         return self.own(f"{queue}:counts")
+
+    def leaders(self, queue: str) -> str:
+        return self.own(f"{queue}:leaders")
+
+    def waiters(self, queue: str) -> str:
+        return self.own(f"{queue}:waiters")
 
     def marks(self, queue: str) -> str:
         return self.own(f"{queue}:marks")

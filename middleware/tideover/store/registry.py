@@ -38,6 +38,11 @@ class Registry:
         self.client.sadd(NAMESPACES, self.keys.namespace)
         return stored
 
+    def schema(self) -> int | None:
+        """The schema that is stored; None: nobody has announced this namespace."""
+        stored = self.client.get(self.keys.schema)
+        return None if stored is None else int(stored)
+
     def raise_schema(self, schema: int = SCHEMA) -> bool:
         """Raises the stored schema by one to that of this process, unless a worker of an older one is there."""
         if any(facts.get("schema", 0) < schema for facts in self.workers().values()):
@@ -66,6 +71,11 @@ class Registry:
 
     def enter_worker(self, worker: str, facts: Mapping[str, Any]) -> None:
         self.scripts.run("enter-1", [self.keys.workers], [worker, json.dumps(facts)])
+
+    def leader(self, chore: str) -> str | None:
+        """The worker that does a chore for the whole fleet; None: none just now."""
+        worker = self.client.get(self.keys.lease(chore))
+        return None if worker is None else text(worker)
 
     def remove_worker(self, worker: str) -> bool:
         """Forgets a worker. False: it has jobs still, which only its heartbeat leads to."""

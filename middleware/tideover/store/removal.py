@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tideover.core.route import NO_PERMIT
-from tideover.store.backlog import PAGE, Backlog, Pace
+from tideover.store.backlog import PAGE, Allowance, Backlog
 from tideover.store.client import Client, starting, text
 from tideover.store.facts import GROUP
 from tideover.store.keys import NAMESPACES, Keys
 from tideover.store.scripts import Scripts
 
-ANY_PACE = Pace(key="uninstall", generation=None, rate=1e9, burst=float(PAGE), most_queued=2**53)
+ANY_PACE = Allowance(key="uninstall", generation=None, rate=1e9, burst=float(PAGE), calls_each=1.0, most_queued=2**53)
 """Whatever a script can take at once, to the tail of the queue."""
 
 AT_ONCE_BYTES = 4_194_304

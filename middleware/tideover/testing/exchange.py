@@ -120,6 +120,7 @@ class Exchange:
             rfc3339 = resets_at.isoformat(timespec="seconds").replace("+00:00", "Z")
             left = 0 if says is Fault.RATE_LIMITED else answers.REQUESTS_LEFT
             extra = answers.rate_limit_headers(self.ask.dialect, self.retry_after_s, rfc3339, left)
+            extra |= self.limits if says is Fault.RATE_LIMITED else {}
         body = self.ask.refusal if says is Fault.BAD_REQUEST else None
         if body is None:
             body = answers.problem_body(self.ask.dialect, problem, model=self.ask.model, n=self.ask.n)

@@ -14,6 +14,7 @@ import click
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("tideover_worker.cli.status", "How things stand: one sentence, then breakers, backlog, workers."),
+    "doctor": ("tideover_worker.cli.doctor", "Is it armed? Whether the backlog would drain now; if not, why, and what to do."),
     "backlog": ("tideover_worker.cli.backlog", "List held jobs, and what is queued beside them."),
     "explain": ("tideover_worker.cli.explain", "Tell what happened to a job, where it is, and what would free it."),
     "release": ("tideover_worker.cli.release", "Put held jobs back on their queues now."),
@@ -91,6 +92,7 @@ Exit codes:
   2  wrong usage or configuration
   3  Redis cannot be reached
   4  refused; the message says why
+  6  not armed (`tideover doctor`)
 """,
 )
 @click.version_option(package_name="tideover")

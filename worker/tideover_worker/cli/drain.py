@@ -29,7 +29,9 @@ LIMITS = {
     "ramp": "still gathering speed",
     "congestion": "the provider bears no more",
     "provider limit": "the provider's limit",
+    "token limit": "the provider's limit of tokens",
     "own cap": "your own cap",
+    "workers": "no worker has room for more",
     "paused": "paused",
 }
 key_argument = click.argument("key", metavar="[KEY]", default=ALL)
@@ -176,32 +178,26 @@ def screen(found: Drains) -> Iterator[RenderableType]:
     if not found.drains:
         yield Text("✔ nothing is held for any breaker", style="green")
         return
-    numbers = ("HELD", "RELEASED", "JOBS/S")
-    table = output.table("WAITS FOR", "STATE", *numbers, "HOW FAR", "ENDS IN", "LIMITED BY", right=numbers)
     for one in found.drains:
-        table.add_row(*cells(one, found.asked_at))
-    yield table
-    for one in found.drains:
-        if one.will_miss:
-            yield Text(f"  ! {one.key}: {one.will_miss:,} jobs will expire before their turn, at this pace", style="yellow")
+        yield from lines(one, found.asked_at)
         if one.order is not None and found.orders.get(one.namespace) != one.order:
-            yield Text(f"  ⚑ {one.key}: {in_words(one.order)}; computed: {one.pace:.1f}/s", style="magenta")
+            yield Text(f"  ⚑ {in_words(one.order)}; computed: {one.pace:.1f}/s", style="magenta")
 
 
-def cells(one: DrainStatus, asked_at: float) -> Iterator[RenderableType]:
+def lines(one: DrainStatus, asked_at: float) -> Iterator[RenderableType]:
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     from tideover.ops import about
 
-    yield Text(one.key)
-    yield one.state
-    yield f"{one.held:,}"
-    yield f"{one.released:,}"
-    yield f"{one.rate:.1f}"
-    yield ProgressBar(total=max(1, one.most), completed=one.most - one.held, width=20)
-    if one.soonest_at is None or one.latest_at is None:
-        yield "nobody can tell"
-    else:
-        yield f"{about(one.soonest_at - asked_at)} to {about(one.latest_at - asked_at)}"
-    yield LIMITS[one.limited_by]
+    ends = "nobody can tell the end"
+    if one.soonest_at is not None and one.latest_at is not None:
+        ends = f"ends in {about(one.soonest_at - asked_at)} to {about(one.latest_at - asked_at)}"
+    yield Text.assemble((one.key, "bold"), f" is {one.state}: {one.rate:.1f} jobs/s ({LIMITS[one.limited_by]})")
+    row = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=max(1, one.most), completed=one.most - one.held, width=20)
+    row.add_row("", bar, f"{one.held:,} held, {one.released:,} released; {ends}")
+    yield row
+    if one.will_miss:
+        yield Text(f"  ! {one.will_miss:,} jobs will expire before their turn, at this pace", style="yellow")

@@ -18,6 +18,7 @@ from tideover.store.client import FAILED
 
 LISTEN_S = 0.2
 DOWN: frozenset[State] = frozenset({"open", "half-open"})
+PACED: frozenset[State] = frozenset({"open", "half-open", "recovering"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +51,26 @@ class History:
     def all_moves(self) -> list[Move]:
         return sorted((move for moves in list(self.moves.values()) for move in moves), key=lambda move: move.at)
 
-    def outages(self, key: str) -> list[tuple[float, float]]:
-        """From when to when the breaker let nothing but probes through; the last may have no end (inf)."""
+    def spells(self, key: str, states: frozenset[State] = DOWN) -> list[tuple[float, float]]:
+        """From when to when the breaker was in these states; the last may have no end (inf)."""
         spans: list[tuple[float, float]] = []
         since: float | None = None
         for move in self.moves.get(key, ()):
-            if move.state in DOWN and since is None:
+            if move.state in states and since is None:
                 since = move.at
-            elif move.state not in DOWN and since is not None:
+            elif move.state not in states and since is not None:
                 spans.append((since, move.at))
                 since = None
         return spans if since is None else [*spans, (since, math.inf)]
 
     def down_since(self, key: str, at: float) -> float | None:
         """For how many seconds the breaker had been down at this instant; None: it was not."""
-        return next((at - start for start, end in self.outages(key) if start <= at < end), None)
+        return next((at - start for start, end in self.spells(key) if start <= at < end), None)
 
-    def usable_throughout(self, keys: Iterable[str], start: float, end: float) -> list[str]:
-        """Those of these breakers that let calls through during the whole span."""
-        return [key for key in keys if not any(begin < end and until > start for begin, until in self.outages(key))]
+    def usable_throughout(self, keys: Iterable[str], start: float, end: float, *, paced: bool = False) -> list[str]:
+        """Those of these breakers that let calls through during the whole span; `paced`: as many as came."""
+        found = {key: self.spells(key, PACED if paced else DOWN) for key in keys}
+        return [key for key, spells in found.items() if not any(begin < end and until > start for begin, until in spells)]
 
 
 class Historian:

@@ -22,7 +22,7 @@ from tideover_worker.demo.history import Historian
 from tideover_worker.demo.screen import FRAMES_PER_S, clock_of, said_of, screen_for
 from tideover_worker.demo.stage import ANTHROPIC_KEY, FALLBACK, OPENAI_KEY, PRIMARY, DemoFailed, Interruption, Stage
 from tideover_worker.demo.story import Story
-from tideover_worker.demo.verdict import Check, criticality_of, holds, job_calls, tag_of, verdict
+from tideover_worker.demo.verdict import Check, critical_waits, criticality_of, holds, job_calls, tag_of, verdict
 from tideover_worker.demo.watch import Evidence, Frame, Watch
 
 STALLED_S = 180.0
@@ -118,10 +118,12 @@ def account_table(account: Account) -> list[str]:
 
 
 def numbers_line(evidence: Evidence) -> str:
-    n = numbers(evidence)
+    n, waits = numbers(evidence), critical_waits(evidence)
+    quick = ", ".join(f"{seconds:.2f} s {when} the outage began" for when, seconds in waits.items())
     return (
         f"after {clock_of(evidence.elapsed_s)}: {n['jobs_held']} jobs held and released, {n['jobs_rerouted']} rerouted; "
-        f"{n['calls_failed']} of {n['calls_to_primary']} calls of jobs to {PRIMARY} failed before its breakers knew"
+        f"{n['calls_failed']} of {n['calls_to_primary']} calls of jobs to {PRIMARY} failed before its breakers knew\n"
+        f"99 of 100 critical jobs were with a provider within {quick}"
     )
 
 
@@ -175,6 +177,7 @@ def as_object(story: Story, evidence: Evidence, checks: tuple[Check, ...], keep:
         "elapsed_s": round(evidence.elapsed_s, 1),
         "account": {"accepted": account.accepted, **places, **account.ends, "lost": account.lost},
         "numbers": numbers(evidence),
+        "critical_wait_p99_s": critical_waits(evidence),
         "checks": [asdict(check) for check in checks],
         "phases": [
             phase_as_object(phase, ends_s)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ def critical_not_held(evidence: Evidence) -> Check:
     held = [(line, lines) for line, lines in holds(evidence) if criticality_of(lines) == "critical"]
     wrong = []
     for line, _ in held:
-        usable = evidence.history.usable_throughout(line.facts["waits_for"], line.at - GRACE_S, line.at)
+        paced, keys = line.facts["reason"] == "pace", line.facts["waits_for"]
+        usable = evidence.history.usable_throughout(keys, line.at - GRACE_S, line.at, paced=paced)
         if usable:
             wrong.append(
                 f"{line.job_id} held at {line.at:.3f} ({line.facts['reason']}) while {' and '.join(usable)} was usable"
@@ -145,6 +147,18 @@ def held_once(evidence: Evidence) -> Check:
         f"{len(again)} held again in the same generation",
         examples(again),
     )
+
+
+def critical_waits(evidence: Evidence) -> dict[str, float]:
+    """Within how many seconds 99 of 100 critical jobs reached the provider that answered them: before the outage, and since."""
+    reached = {tag_of(call): call.at for call in job_calls((*evidence.primary, *evidence.fallback)) if call.outcome == OK}
+    since = min((call.at for call in job_calls(evidence.primary) if call.outcome != OK), default=math.inf)
+    found: dict[str, list[float]] = {"before": [], "since": []}
+    for tag, job in evidence.jobs.items():
+        sent_at = evidence.began_at + job.at_s
+        if job.task == "reply" and tag in reached:
+            found["before" if sent_at < since else "since"].append(max(0.0, reached[tag] - sent_at))
+    return {when: round(sorted(waits)[math.ceil(0.99 * len(waits)) - 1], 2) for when, waits in found.items() if waits}
 
 
 def holds(evidence: Evidence) -> Iterator[tuple[Line, Sequence[Line]]]:

@@ -1,4 +1,5 @@
--- Ends held jobs: they are past their expiry, or somebody discards them. Their bodies become dead letters.
+-- Ends held jobs: they are past their expiry, somebody discards them, and their bodies become dead letters; or a job with
+-- their key has succeeded.
 -- KEYS: held (zset), facts (hash), groups (hash), counts (hash), msgs (hash), account (hash), adopted (set), places (hash),
 --       dead letters (zset), their msgs (hash), tenants (hash)
 -- ARGV: end (a field of account), then for each job: member, Redis id, job id, tenant ('' none)
@@ -18,8 +19,10 @@ for i = 2, #ARGV, 4 do
     local body = redis.call('hget', KEYS[5], id)
     if body then
       redis.call('hdel', KEYS[5], id)
-      redis.call('zadd', KEYS[9], now, id)
-      redis.call('hset', KEYS[10], id, body)
+      if ARGV[1] ~= 'succeeded' then
+        redis.call('zadd', KEYS[9], now, id)
+        redis.call('hset', KEYS[10], id, body)
+      end
     end
     redis.call('srem', KEYS[7], id)
     redis.call('hdel', KEYS[8], job)

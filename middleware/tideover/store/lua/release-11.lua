@@ -1,9 +1,11 @@
 -- Releases held jobs in the order given, each with a permit: ids go back to their queue, the bodies never left.
 -- KEYS: held (zset), facts (hash), groups (hash), counts (hash), queue (list), marks (hash), msgs (hash), counters (hash),
 --       breaker (hash), the breaker of its route (hash), bucket (hash)
--- ARGV: permit, generation of both breakers added up ('' any), rate (jobs/s; '' all at once, to the head of the queue), burst
---       (jobs), longest queue to leave (jobs), then the members to release
--- Returns how many members it looked at, and the facts (length of the id, id, as packed) of those it released.
+-- ARGV: permit, generation of both breakers added up ('' any), rate (calls/s; '' all at once, to the head of the queue),
+--       burst (calls), calls that a job makes, longest queue to leave (jobs), calls to borrow from what is to come, then the
+--       members to release
+-- Returns how many members it looked at, 1 if the queue had less room than the pace, and the facts (length of the id, id,
+-- as packed) of those it released.
 -- Atomic: token, permit and move are one step, so any number of processes may call it. A breaker that moved on releases
 -- nothing. Idempotent: ZREM is the fence.
 local t = redis.call('time')
@@ -13,28 +15,32 @@ if ARGV[2] ~= '' then
   for _, b in ipairs({redis.call('hmget', KEYS[9], unpack(fields)), redis.call('hmget', KEYS[10], unpack(fields))}) do
     local state = b[1]
     if b[3] and now * 1000 < tonumber(b[4] or '0') then state = b[3] end
-    if state == 'open' or state == 'half-open' then return {0} end
+    if state == 'open' or state == 'half-open' then return {0, 0} end
     generation = generation + tonumber(b[2] or '0')
   end
-  if string.format('%d', generation) ~= ARGV[2] then return {0} end
+  if string.format('%d', generation) ~= ARGV[2] then return {0, 0} end
 end
-local at_once, n, tokens = ARGV[3] == '', #ARGV - 5, 0
+local at_once, n, tokens, each, crowded = ARGV[3] == '', #ARGV - 7, 0, 0, 0
 if not at_once then
   local bucket = redis.call('hmget', KEYS[11], 'tokens', 'at')
   tokens = math.max(tonumber(bucket[1] or '1'), -10 * tonumber(ARGV[3]))  -- live calls of a quicker time are forgiven
   tokens = tokens + math.max(0, now - tonumber(bucket[2] or now)) * tonumber(ARGV[3])
   tokens = math.min(tokens, tonumber(ARGV[4]))
-  n = math.min(math.floor(tokens), tonumber(ARGV[5]) - redis.call('llen', KEYS[5]))
+  each = tonumber(ARGV[5])
+  local usable = tokens + tonumber(ARGV[7])
+  n = usable < math.min(each, tonumber(ARGV[4])) and 0 or math.max(1, math.floor(usable / each))
+  local room = tonumber(ARGV[6]) - redis.call('llen', KEYS[5])
+  if room < n then n, crowded = room, 1 end
 end
 local members, ids, seen = {}, {}, 0
-for i = 6, #ARGV do
+for i = 8, #ARGV do
   if #members >= n then break end
   seen = seen + 1
   if redis.call('zrem', KEYS[1], ARGV[i]) == 1 then
     members[#members + 1], ids[#ids + 1] = ARGV[i], ARGV[i]:sub(13)
   end
 end
-if #members == 0 then return {seen} end
+if #members == 0 then return {seen, crowded} end
 local function text(id)
   if #id ~= 16 then return (id:gsub('%z+$', '')) end
   return string.format('%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x', id:byte(1, 16))
@@ -73,7 +79,7 @@ elseif #go > 0 then
 end
 redis.call('hincrby', KEYS[8], 'releases', #out)
 if not at_once then
-  redis.call('hset', KEYS[11], 'tokens', tostring(tokens - #out), 'at', string.format('%.6f', now))
+  redis.call('hset', KEYS[11], 'tokens', tostring(tokens - each * #out), 'at', string.format('%.6f', now))
   redis.call('expire', KEYS[11], 3600)
 end
-return {seen, unpack(out)}
+return {seen, crowded, unpack(out)}

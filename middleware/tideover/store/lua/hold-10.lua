@@ -1,14 +1,15 @@
 -- Holds fetched jobs: the acknowledgement itself moves their ids to the held set, so no instant lies between.
 -- KEYS: the worker's acks (set), held (zset), facts (hash), marks (hash), groups (hash), counts (hash), places (hash),
---       counters (hash)
--- ARGV: queue name, most groups, number of groups, number of jobs; then for each group: group id, facet; then for each job:
---       Redis id, member, packed facts; then for each job whose id is another than its Redis id: job id, Redis id
+--       counters (hash), leaders (hash), waiters (zset)
+-- ARGV: queue name, most groups, number of groups, number of jobs, number of arguments about ids; then for each group: group
+--       id, facet; then for each job: Redis id, member, packed facts; then for each job whose id is another than its Redis id:
+--       job id, Redis id; then for each that waits for another's answer: digest of its key, packed id, its leader, Redis id
 -- Returns the numbers of the jobs that are not this worker's any more; or, having changed nothing, 'refused' and the
 -- numbers of the groups that cannot be entered: there are too many, or another facet has this group id.
 -- Idempotent: SREM is the fence. Bodies stay where they are. It takes away first, because a full Redis then lets it write.
 local n_groups, n = tonumber(ARGV[3]), tonumber(ARGV[4])
 local names, facets = {}, {}
-for i = 1, n_groups do names[i], facets[i] = ARGV[3 + 2 * i], ARGV[4 + 2 * i] end
+for i = 1, n_groups do names[i], facets[i] = ARGV[4 + 2 * i], ARGV[5 + 2 * i] end
 local known, refused, fresh, room = redis.call('hmget', KEYS[5], unpack(names)), {}, {}, nil
 for i = 1, n_groups do
   local facet = known[i] or fresh[names[i]]
@@ -19,7 +20,7 @@ for i = 1, n_groups do
   if facet ~= facets[i] then refused[#refused + 1] = i - 1 end
 end
 if #refused > 0 then return {'refused', unpack(refused)} end
-local first, ids = 4 + 2 * n_groups, {}
+local first, ids = 5 + 2 * n_groups, {}
 for j = 1, n do ids[j] = ARGV[first + 3 * j - 2] end
 local ours, gone = redis.call('smismember', KEYS[1], unpack(ids)), {}
 for j = 1, n do if ours[j] == 0 then gone[#gone + 1] = j - 1 end end
@@ -49,8 +50,15 @@ for i = 1, n_groups do
 end
 redis.call('hset', KEYS[6], unpack(grown))
 if #entered > 0 then redis.call('hset', KEYS[5], unpack(entered)) end
-for i = first + 3 * n + 1, #ARGV, 2 do
+local waiters = first + 3 * n + ARGV[5]
+for i = first + 3 * n + 1, waiters, 2 do
   if done[ARGV[i + 1]] then redis.call('hset', KEYS[7], ARGV[i], ARGV[1] .. '\t' .. ARGV[i + 1]) end
+end
+for i = waiters + 1, #ARGV, 4 do
+  if done[ARGV[i + 3]] then
+    redis.call('zadd', KEYS[10], 0, ARGV[i] .. ARGV[i + 1])
+    redis.call('hsetnx', KEYS[9], ARGV[i], '0\t' .. ARGV[i + 2])  -- so that who waits is found
+  end
 end
 redis.call('hincrby', KEYS[8], 'holds', #marked)
 return gone
