@@ -324,4 +324,11 @@ def test_a_job_sees_the_graver_of_model_and_route(model: State, route: State, on
     assert one + other == seen.generation
 
 
+def test_two_alike_are_so_since_the_later_one_is() -> None:
+    """A model that has been recovering since an earlier outage recovers from this one once its route does."""
+    model, route = Breaker(state="recovering", since=NOW - 60), Breaker(state="recovering", since=NOW)
+    assert NOW == together(model, route, NOW).since == together(route, model, NOW).since
+    assert NOW - 60 == together(model, replace(route, state="closed"), NOW).since
+
+
 # the pace that follows

@@ -326,12 +326,13 @@ def in_force(breaker: Breaker, now: float) -> Breaker:
 def together(model: Breaker, route: Breaker, now: float) -> Breaker:
     """What a job sees of a model's breaker and the one of its route above it: the graver of the two.
 
-    The generation is the sum of both: it moves when either does.
+    The generation is the sum of both: it moves when either does. Two alike are so since the later one is.
     """
     one, other = in_force(model, now), in_force(route, now)
     graver = other if GRAVITY[other.state] > GRAVITY[one.state] else one
     return replace(
         graver,
+        since=max(one.since, other.since) if one.state == other.state else graver.since,
         generation=one.generation + other.generation,
         throttled_until=max(one.throttled_until, other.throttled_until),
         flaps=max(one.flaps, other.flaps),
