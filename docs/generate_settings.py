@@ -37,7 +37,7 @@ WORDS = {
     "([how](topologies.md)), or `embedded`, the private server in `.tideover/`",
     "namespace": "Prefix of all keys; dramatiq's own. A hash tag (`{shop}`) keeps them on one node of a cluster",
     "mode": "`act`; `observe` decides and logs but lets every job run; `bypass` decides nothing",
-    "kind": "`anthropic` (the Messages API, at any base_url) or `openai-compatible` (chat completions; text only)",
+    "kind": "`anthropic` (the Messages API, at any base_url) or `openai-compatible` (chat completions)",
     "base_url": "The endpoint; needed for `openai-compatible`",
     "api_key_env": "The variable that holds the key. The first route takes `ANTHROPIC_API_KEY` when none is named",
     "api_key_file": "The file that holds the key",

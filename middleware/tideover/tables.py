@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -13,6 +13,8 @@ from tideover.core.policy import BreakerPolicy, PacePolicy
 from tideover.store.address import split_url
 
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+DialectName: TypeAlias = Literal["openai", "gemini", "grok", "mistral", "compatible"]
 
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 BREAKER = BreakerPolicy()
@@ -27,6 +29,8 @@ class RouteSettings(BaseModel):
     kind: Literal["anthropic", "openai-compatible"]
     base_url: str | None = None
     """None means the SDK's own; an openai-compatible route has no such default."""
+    dialect: DialectName | None = None
+    """Which OpenAI-compatible dialect a gateway or a server of your own speaks; unset: its host says it, else what all take."""
     api_key_env: EnvName | None = None
     api_key_file: Path | None = None
     """Relative to the folder of tideover.toml."""
@@ -56,6 +60,8 @@ class RouteSettings(BaseModel):
     def check_whole(self) -> Self:
         if self.kind == "openai-compatible" and self.base_url is None:
             raise ValueError("a route of kind openai-compatible needs base_url")
+        if self.kind != "openai-compatible" and self.dialect is not None:
+            raise ValueError("only a route of kind openai-compatible has a dialect")
         if self.api_key_env is not None and self.api_key_file is not None:
             raise ValueError("give api_key_env or api_key_file, not both")
         return self

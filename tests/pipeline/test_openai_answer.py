@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages in the words of chat completions, and back: what is carried, what is lost, what is refused, what is no answer."""
+"""An answer of chat completions in the words of the Messages API: what becomes a message, and what is no answer.
+
+The referee is the anthropic SDK: it reads what comes out, whole or as a stream.
+"""
 
 from __future__ import annotations
 
 import doctest
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
+import anthropic
+import httpx2
 import pytest
+from anthropic.types import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tideover.providers import openai_chat
-from tideover.providers.openai_chat import EventBytes, NotAnAnswer, StreamTranslation, Untranslatable, to_chat, to_message
+from tideover.providers import openai_answer
+from tideover.providers.openai_answer import EventBytes, NotAnAnswer, StreamTranslation, to_message
 
-ASK: dict[str, Any] = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
 USAGE = {"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
 SPOKEN = "grüß\u2028Gott \x85 \U0001f30a"
 """With line ends that are none in a stream of events."""
@@ -48,86 +54,6 @@ def events(raw: bytes) -> list[dict[str, Any]]:
     return [json.loads(block.split(b"\ndata: ")[1]) for block in raw.split(b"\n\n") if block]
 
 
-# --- what is sent
-
-
-def test_a_conversation_of_text_is_carried_whole() -> None:
-    body = {
-        **ASK,
-        "system": [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}],
-        "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "c", "citations": None}]},
-            {"role": "user", "content": "d"},
-        ],
-        "metadata": {"user_id": "u-1"},
-        "temperature": 0.0,
-        "tools": [],
-    }
-    chat, losses = to_chat(body, "gpt-x")
-    assert losses == ()
-    assert chat == {
-        "model": "gpt-x",
-        "messages": [
-            {"role": "system", "content": "Be brief.\n\nBe kind."},
-            {"role": "user", "content": "a\n\nb"},
-            {"role": "assistant", "content": "c"},
-            {"role": "user", "content": "d"},
-        ],
-        "max_tokens": 9,
-        "user": "u-1",
-        "temperature": 0.0,
-    }
-
-
-CACHED = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
-
-
-@pytest.mark.parametrize(
-    ("more", "losses"),
-    [
-        ({"stop_sequences": ["END"]}, ("stop_sequence",)),
-        ({"system": [CACHED]}, ("cache_control",)),
-        ({"cache_control": {"type": "ephemeral"}, "thinking": {"type": "disabled"}}, ("cache_control", "thinking")),
-        ({"stream": True}, ()),
-        ({"stop_sequences": [], "cache_control": None}, ()),
-    ],
-)
-def test_a_loss_is_named(more: dict[str, Any], losses: tuple[str, ...]) -> None:
-    assert losses == to_chat({**ASK, **more}, "gpt-x")[1]
-
-
-def said(*blocks: dict[str, Any], role: str = "user") -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": list(blocks)}, {"role": "user", "content": "and?"}]}
-
-
-@pytest.mark.parametrize(
-    ("more", "what"),
-    [
-        ({"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "auto"}}, ("tool_choice", "tools")),
-        ({"tools": [{"type": "web_search_20260209", "name": "web_search"}]}, ("server tools", "tools")),
-        (said({"type": "image", "source": {}}, {"type": "document", "source": {}}), ("document", "image")),
-        (said({"type": "thinking", "thinking": "hm", "signature": "s"}, role="assistant"), ("thinking",)),
-        (said({"type": "tool_use", "id": "t", "name": "f", "input": {}}, role="assistant"), ("tool_use",)),
-        (said({"type": "text", "text": "x", "new": 1}), ("text.new",)),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "{"}]}, ("prefill",)),
-        ({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]}, ("role system",)),
-        ({"output_config": {"effort": "low"}}, ("output_config",)),
-        ({"thinking": {"type": "adaptive"}}, ("thinking",)),
-        ({"metadata": {"team": "x"}}, ("metadata.team",)),
-        ({"stop_sequences": list("abcde")}, ("more than 4 stop_sequences",)),
-        ({"inference_geo": "eu", "top_k": 3}, ("inference_geo", "top_k")),
-    ],
-)
-def test_what_cannot_be_carried_is_refused_by_name(more: dict[str, Any], what: tuple[str, ...]) -> None:
-    with pytest.raises(Untranslatable) as caught:
-        to_chat({**ASK, **more}, "gpt-x")
-    assert what == caught.value.what
-
-
-# --- what comes back
-
-
 @pytest.mark.parametrize(
     ("finish_reason", "stop_reason"), [("stop", "end_turn"), ("length", "max_tokens"), ("content_filter", "refusal")]
 )
@@ -144,6 +70,30 @@ def test_an_answer_becomes_a_message(finish_reason: str, stop_reason: str) -> No
     }
 
 
+def call(name: str = "weather", arguments: Any = '{"city": "X"}', **more: Any) -> dict[str, Any]:
+    return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}, **more}
+
+
+def test_tool_calls_become_tool_uses() -> None:
+    """Gemini gives no ids, and says `stop`; some servers send no text of arguments, but an object, or nothing."""
+    calls = [call(), call(id="", arguments={"city": "Y"}), call("now", "", id="an odd id")]
+    message = Message.model_validate(to_message(answer("I look.", "stop", tool_calls=calls)), strict=True)
+    assert "tool_use" == message.stop_reason
+    text, *uses = message.content
+    assert "I look." == getattr(text, "text", "")
+    assert [("weather", {"city": "X"}), ("weather", {"city": "Y"}), ("now", {})] == [
+        (use.name, use.input) for use in uses if use.type == "tool_use"
+    ]
+    ids = [use.id for use in uses if use.type == "tool_use"]
+    assert ("call_1", 3) == (ids[0], len(set(ids)))
+    assert all(re.fullmatch("[a-zA-Z0-9_-]+", each) for each in ids)
+
+
+def test_a_call_that_the_limit_cut_off_is_left_out() -> None:
+    message = to_message(answer(None, "length", tool_calls=[call(), call(arguments='{"ci')]))
+    assert ("max_tokens", 1) == (message["stop_reason"], len(message["content"]))
+
+
 def test_odd_answers_are_read_too() -> None:
     refused = to_message(answer(None, refusal="I won't"))
     assert (refused["stop_reason"], refused["content"]) == ("refusal", [{"type": "text", "text": "I won't"}])
@@ -155,11 +105,86 @@ def test_odd_answers_are_read_too() -> None:
 
 @pytest.mark.parametrize(
     "chat",
-    [{}, {"choices": []}, {"choices": [{}]}, answer(finish_reason=None), answer(finish_reason="error"), answer(content=3)],
+    [
+        {},
+        {"choices": []},
+        {"choices": [{}]},
+        answer(finish_reason=None),
+        answer(finish_reason="error"),
+        answer(content=3),
+        answer(finish_reason="tool_calls"),
+        answer(None, "tool_calls", tool_calls=[call(arguments="[1]")]),
+        answer(None, "stop", tool_calls=[call(name="")]),
+        answer(None, "stop", tool_calls=[{"id": "x"}]),
+        answer(None, "stop", tool_calls={}),
+    ],
 )
 def test_what_is_no_complete_answer_is_not_made_one(chat: dict[str, Any]) -> None:
     with pytest.raises(NotAnAnswer):
         to_message(chat)
+
+
+def piece(index: int | None, arguments: str | None = None, name: str | None = None, given: str | None = None) -> dict[str, Any]:
+    """A piece of a tool call in a stream."""
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    return chunk({"tool_calls": [{"index": index, "id": given, "type": "function", "function": function}]})
+
+
+def read(chunks: list[dict[str, Any]]) -> Message:
+    """What the SDK makes of a translated stream."""
+    source = EventBytes()
+    raw = source.push(wire(chunks)) + source.end()
+    answers = httpx2.MockTransport(lambda _: httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=raw))
+    with (
+        httpx2.Client(transport=answers) as http,
+        anthropic.Anthropic(api_key="sk-tide", http_client=http) as claude,
+        claude.messages.stream(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}]) as stream,
+    ):
+        return stream.get_final_message()
+
+
+TEXT = chunk({"content": "I look."})
+TWO = [("weather", {"city": "X"}), ("now", {})]
+STREAMS = {
+    "openai": [
+        TEXT, piece(0, "", "weather", "call_1"), piece(0, '{"city"'), piece(0, ': "X"}'), piece(1, "", "now", "call_2"),
+        piece(1, "{}"), chunk({}, "tool_calls"),
+    ],
+    "mixed": [
+        TEXT, piece(0, "", "weather", "call_1"), piece(1, "", "now", "call_2"), piece(0, '{"city": "X"'), piece(1, "{}"),
+        piece(0, "}"), chunk({}, "tool_calls"),
+    ],
+    "gemini: all are number 0": [
+        TEXT, piece(0, '{"city": "X"}', "weather", "a"), piece(0, "{}", "now", "b"), chunk({"content": ""}, "stop"),
+    ],
+    "no numbers": [TEXT, piece(None, '{"city": "X"}', "weather", "a"), piece(None, None, "now", "b"), chunk({}, "stop")],
+    "an end in each chunk": [
+        chunk({"content": "I look."}, "stop"), piece(0, '{"city": "X"}', "weather", "a"), piece(1, "", "now", "b"),
+        chunk({}, "stop"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=list(STREAMS))
+def test_streams_of_tool_calls_are_read_as_messages(stream: list[dict[str, Any]]) -> None:
+    message = read(stream)
+    assert "tool_use" == message.stop_reason
+    assert [("text", "I look.")] == [(block.type, block.text) for block in message.content if block.type == "text"]
+    assert TWO == [(block.name, block.input) for block in message.content if block.type == "tool_use"]
+
+
+def test_a_text_after_a_tool_call_comes_after_it() -> None:
+    message = read([piece(0, "{}", "now", "a"), chunk({"content": "there"}), chunk({"content": " it is"}, "stop")])
+    assert ["tool_use", "text"] == [block.type for block in message.content]
+    assert "there it is" == getattr(message.content[1], "text", "")
+
+
+def test_a_stream_whose_calls_are_broken_ends_in_an_error() -> None:
+    for broken in ([piece(0, '{"ci', "now", "a"), chunk({}, "stop")], [piece(0, "{}")], [chunk({}, "tool_calls")]):
+        source = EventBytes()
+        assert "error" == events(source.push(wire(broken)) + source.end())[-1]["type"]
+    cut_off = read([piece(0, '{"ci', "now", "a"), chunk({}, "length")])
+    assert ("max_tokens", ["tool_use"]) == (cut_off.stop_reason, [block.type for block in cut_off.content])
 
 
 def test_a_stream_that_just_ends_ends_in_an_error() -> None:
@@ -197,4 +222,4 @@ def test_how_the_bytes_are_cut_does_not_matter(cuts: list[int], carriage_returns
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(openai_chat).failed == 0
+    assert doctest.testmod(openai_answer).failed == 0

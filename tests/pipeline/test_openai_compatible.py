@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anthropic
 import httpx2
 import pytest
+from pydantic import BaseModel
 
 from tideover.core.outcome import of_exception
 from tideover.providers.openai_compatible import (
@@ -330,24 +331,62 @@ def test_an_async_stream_that_is_left_is_closed(server: Server, route: Rerouting
     assert route.run(use) is True
 
 
+def test_tools_through_the_sdk(server: Server, route: Rerouting) -> None:
+    """A tool that the other provider calls is a `tool_use` of the SDK, whole and as a stream; its result goes back."""
+    tool: Any = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "X"}'}}
+    for streaming in (False, True):
+        server.answer(
+            [chunk({"tool_calls": [{"index": 0, **call}]}), chunk({}, "tool_calls")]
+            if streaming
+            else answer(None, "tool_calls", tool_calls=[call])
+        )
+        with route.sync() as claude:
+            if streaming:
+                with claude.messages.stream(**ASK, tools=[tool]) as stream:
+                    said = stream.get_final_message()
+            else:
+                said = claude.messages.create(**ASK, tools=[tool])
+            (use,) = said.content
+            assert ("tool_use", "tool_use", {"city": "X"}) == (said.stop_reason, use.type, getattr(use, "input", None))
+            server.answer(answer("rain"))
+            result: Any = {"type": "tool_result", "tool_use_id": "call_1", "content": "rain"}
+            turns: Any = [{"role": "assistant", "content": said.content}, {"role": "user", "content": [result]}]
+            claude.messages.create(**{**ASK, "messages": [*ASK["messages"], *turns]}, tools=[tool])
+        ((_, _, body),) = server.seen
+        assert [call] == body["messages"][1]["tool_calls"]
+        assert {"role": "tool", "tool_call_id": "call_1", "content": "rain"} == body["messages"][2]
+
+
+def test_parsed_answers_through_the_sdk(server: Server, route: Rerouting) -> None:
+    class City(BaseModel):
+        name: str
+
+    server.answer(answer('{"name": "X"}'))
+    with route.sync() as claude:
+        said = claude.messages.parse(**ASK, output_format=City)
+    assert said.parsed_output == City(name="X")
+    assert route.carried is not None
+    assert () == route.carried.losses
+    ((_, _, body),) = server.seen
+    assert (True, "json_schema") == (body["response_format"]["json_schema"]["strict"], body["response_format"]["type"])
+
+
 def test_what_cannot_be_carried_sends_nothing(server: Server, route: Rerouting) -> None:
     with route.sync() as claude, pytest.raises(Untranslatable):
-        claude.messages.create(**ASK, tools=[{"name": "f", "input_schema": {"type": "object"}}])
+        claude.messages.create(**ASK, tools=[{"type": "web_search_20250305", "name": "web_search"}])
     assert server.seen == []
 
 
-def test_the_limit_is_named_as_openai_itself_wants_it() -> None:
+def test_the_host_says_the_dialect_or_the_settings_do() -> None:
     def take(request: httpx2.Request) -> httpx2.Response:
         sent.append(json.loads(request.content))
         return httpx2.Response(200, json=answer())
 
     sent: list[dict[str, Any]] = []
     with httpx2.Client(transport=httpx2.MockTransport(take)) as client:
-        for host in ("api.openai.com", "api.mistral.ai", "notopenai.com"):
-            url = f"https://{host}/v1/"
-            carry(client, base_url=url, api_key="k", model="m", body=ASK, stream=False, timeout_s=1.0, headers={})
-    assert [next(name for name in body if name.startswith("max_")) for body in sent] == [
-        "max_completion_tokens",
-        "max_tokens",
-        "max_tokens",
-    ]
+        for host, dialect in (("api.openai.com", None), ("api.mistral.ai", None), ("notopenai.com", None), ("proxy", "grok")):
+            how: dict[str, Any] = {"base_url": f"https://{host}/v1/", "dialect": dialect}
+            carry(client, api_key="k", model="m", body=ASK, stream=False, timeout_s=1.0, headers={}, **how)
+    newer, older = "max_completion_tokens", "max_tokens"
+    assert [newer, older, older, newer] == [next(name for name in body if name.startswith("max_")) for body in sent]

@@ -61,8 +61,8 @@ def tasks(shop: Shop) -> dict[str, Any]:
 
     @ai_task(criticality="critical", expires_in=None, reroute=["openai"], **shop.quick)
     async def aurgent(prompt: str) -> str:
-        with_tools = [{"name": prompt, "input_schema": {"type": "object"}}]
-        return text_of(await aclaude().messages.create(**asked(prompt), tools=with_tools))
+        odd: Any = [{"type": prompt, "name": prompt}, {"name": "x", "input_schema": {}, prompt: prompt}]
+        return text_of(await aclaude().messages.create(**asked(prompt), tools=odd))
 
     @ai_task(criticality="deferrable", **shop.quick)
     def fail(prompt: str) -> None:

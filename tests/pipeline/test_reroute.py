@@ -232,12 +232,26 @@ def test_every_way_to_call_from_a_coroutine(shop: Shop, way: Callable[[Shop, str
     assert (32, "openai" if down else "anthropic") == (len(answer), answer.partition(":")[0])
 
 
+def test_a_request_with_tools_is_carried(shop: Shop) -> None:
+    @ai_task(**CRITICAL)
+    def ask(tag: str) -> list[Any]:
+        answer = claude().messages.create(**shop.question(tag), tools=TOOLS, stop_sequences=["END"])
+        served = last_served()
+        assert served is not None
+        return [served.route, *served.losses, text_of(answer).partition(":")[0]]
+
+    shop.work()
+    shop.open_breaker()
+    assert ["openai", "stop_sequence", "openai"] == shop.result(ask.send("tools"))
+
+
 def test_a_request_that_the_fallback_cannot_carry_is_held(shop: Shop) -> None:
-    """Tools are not stripped in silence: the fallback is not asked, the job is held, and waits for the primary alone."""
+    """Tools that Anthropic runs are not stripped in silence: the fallback is not asked, the job waits for the primary alone."""
 
     @ai_task(**CRITICAL)
     def ask(tag: str) -> str:
-        return text_of(claude().messages.create(**shop.question(tag), tools=TOOLS))
+        search: Any = [{"type": "web_search_20250305", "name": "web_search"}]
+        return text_of(claude().messages.create(**shop.question(tag), tools=search))
 
     shop.work()
     shop.open_breaker()
@@ -245,7 +259,7 @@ def test_a_request_that_the_fallback_cannot_carry_is_held(shop: Shop) -> None:
     shop.until_all("held", [job])
     facts = shop.facts(job)
     assert f"anthropic/{shop.model}" == facts.wait_key
-    assert "tools" in facts.detail
+    assert "server tools" in facts.detail
     assert [] == shop.fallback.calls()
     shop.heal()
     assert "anthropic" == shop.result(job).partition(":")[0]

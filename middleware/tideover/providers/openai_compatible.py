@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answer a Messages request from an OpenAI-compatible endpoint: text in, text out.
+"""Answer a Messages request from an OpenAI-compatible endpoint.
 
 What cannot be carried is refused by name before anything is sent (`Untranslatable`); what is carried with a loss is named in
 `Carried.losses` and in the response header `x-tideover-losses`.
@@ -20,34 +20,19 @@ import httpx2
 from tideover import clock
 from tideover.core.blame import BY_NAME, Said, read_error
 from tideover.core.outcome import OK, Outcome, of_response
-from tideover.providers.openai_chat import (
-    ERROR_TYPES,
-    EventBytes,
-    NotAnAnswer,
-    StreamTranslation,
-    Untranslatable,
-    to_chat,
-    to_message,
-)
+from tideover.providers.dialects import dialect_of
+from tideover.providers.openai_answer import ERROR_TYPES, EventBytes, NotAnAnswer, to_message
+from tideover.providers.openai_request import Untranslatable, to_chat
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
-__all__ = [
-    "Carried",
-    "NotAnAnswer",
-    "StreamTranslation",
-    "Untranslatable",
-    "acarry",
-    "carry",
-    "to_chat",
-    "to_message",
-]
+    from tideover.tables import DialectName
+
+__all__ = ["Carried", "Untranslatable", "acarry", "carry"]
 
 SECRETS = frozenset({"authorization", "x-api-key", "cookie", "proxy-authorization"})
 KEPT_HEADERS = ("retry-after", "x-ratelimit-")
-COMPLETION_LIMIT_HOSTS = ("api.openai.com", ".openai.azure.com")
-"""Hosts whose newer models refuse `max_tokens` for `max_completion_tokens`, which many compatible servers do not know."""
 CONNECT_TIMEOUT_S = 5.0
 """The SDK's own; an address that does not answer by then will not."""
 
@@ -113,13 +98,14 @@ def carry(
     stream: bool,
     timeout_s: float,
     headers: Mapping[str, str],
+    dialect: DialectName | None = None,
 ) -> Carried:
     """Make the call. Raises `Untranslatable` before anything is sent, and httpx2's own exceptions.
 
     `timeout_s` bounds each wait for bytes, not the whole call. Of `client` only the transport is used: none of its headers,
     cookies or credentials is sent, and of `headers` none that could hold one.
     """
-    request, losses = translated_request(base_url, api_key, model, body, stream, timeout_s, headers)
+    request, losses = translated_request(base_url, api_key, model, body, stream, timeout_s, headers, dialect)
     upstream = client.send(request, stream=True, auth=None, follow_redirects=False)
     if stream and is_event_stream(upstream):
         return streamed(upstream, Events(upstream), losses)
@@ -140,9 +126,10 @@ async def acarry(
     stream: bool,
     timeout_s: float,
     headers: Mapping[str, str],
+    dialect: DialectName | None = None,
 ) -> Carried:
     """As `carry`, for an event loop."""
-    request, losses = translated_request(base_url, api_key, model, body, stream, timeout_s, headers)
+    request, losses = translated_request(base_url, api_key, model, body, stream, timeout_s, headers, dialect)
     upstream = await client.send(request, stream=True, auth=None, follow_redirects=False)
     if stream and is_event_stream(upstream):
         return streamed(upstream, AsyncEvents(upstream), losses)
@@ -161,11 +148,11 @@ def translated_request(
     stream: bool,
     timeout_s: float,
     headers: Mapping[str, str],
+    dialect: DialectName | None,
 ) -> tuple[httpx2.Request, tuple[str, ...]]:
     """The request as it goes out. Built by hand, as a client would add its own headers and cookies."""
     url = httpx2.URL(f"{base_url.rstrip('/')}/chat/completions")
-    limit_field = "max_completion_tokens" if url.host.endswith(COMPLETION_LIMIT_HOSTS) else "max_tokens"
-    chat, losses = to_chat({**body, "stream": stream}, model, limit_field=limit_field)
+    chat, losses = to_chat({**body, "stream": stream}, model, dialect=dialect_of(url.host, dialect))
     sent = {name: value for name, value in headers.items() if not is_secret(name)}
     sent |= {
         "content-type": "application/json",

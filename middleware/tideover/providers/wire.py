@@ -166,6 +166,7 @@ def chat_options(route: str, model: str, request: Any) -> dict[str, Any]:
         "stream": request.stream,
         "timeout_s": found.timeout_s,
         "headers": passed_on(request.headers),
+        "dialect": found.dialect,
     }
 
 
@@ -185,6 +186,7 @@ def probe(route: str, model: str, timeout_s: float) -> Outcome:
     try:
         if found.kind == "openai-compatible":
             options: dict[str, Any] = {"base_url": found.base_url, "api_key": settings().api_key(route), "model": body["model"]}
+            options["dialect"] = found.dialect
             carried = chat.carry(sync_http(), body=body, stream=True, timeout_s=timeout_s, headers={}, **options)
             return of_events(carried.response.read()) if carried.outcome.kind == "ok" else carried.outcome
         client = messages.sync_client(route).with_options(timeout=timeout_s, max_retries=0)
