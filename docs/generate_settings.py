@@ -43,7 +43,7 @@ WORDS = {
     "api_key_file": "The file that holds the key",
     "models": "The model that a task asks for, and this route's name for it. An `anthropic` route without any passes names on",
     "max_in_flight": "Calls at once over this route, in each process",
-    "timeout_s": "The longest wait for bytes of an answer",
+    "timeout_s": "The longest silence of a provider; an answer that comes along may take longer",
     "probe_max_s": "The longest wait between two probes",
     "start_rate": "Model calls per second at the beginning of a recovery, after a brake, and of a route that flaps",
     "max_rate": "Model calls per second of a recovering route at most, never less than live ones. Unset: as many as it bears",

@@ -50,7 +50,8 @@ def wrap(client: C) -> C:
     import anthropic
 
     attempt = current.get()
-    carrier: Any = async_carrier(attempt) if isinstance(client, anthropic.AsyncAnthropic) else sync_carrier(attempt)
+    made = async_carrier if isinstance(client, anthropic.AsyncAnthropic) else sync_carrier
+    carrier: Any = made(attempt, client)
     retries: dict[str, Any] = {} if attempt is None else {"max_retries": 0}
     carried: Any = client.with_options(middleware=[*client.middleware, carrier], **retries)
     return carried  # type: ignore[no-any-return]
@@ -82,7 +83,7 @@ def answer(tried: Tried) -> Any:
     return tried.response
 
 
-def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
+def sync_carrier(bound: Attempt | None, client: Any) -> Callable[[Any, Any], Any]:
     def carry(request: Any, call_next: Any) -> Any:
         from tideover.providers import wire
 
@@ -90,7 +91,7 @@ def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
         if attempt is None or not wire.is_message_call(request):
             return call_next(request)
         said: Said = None
-        with closing(plan(attempt, request.json["model"], streams=bool(request.stream))) as steps:
+        with closing(plan(attempt, request.json["model"])) as steps:
             while True:
                 try:
                     step = steps.send(said)
@@ -104,13 +105,14 @@ def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
                         said = attempt.health.probe_fails(route, model)
                     case Turn(key, most_s):
                         said = attempt.health.turn(key, most_s)
-                    case Try(route, model):
-                        said = wire.call(route, model, request, call_next if route == attempt.job.routes[0] else None)
+                    case Try(route, model, _, began):
+                        own = call_next if route == attempt.job.routes[0] else None
+                        said = wire.call(route, model, request, client, own, began)
 
     return carry
 
 
-def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
+def async_carrier(bound: Attempt | None, client: Any) -> Callable[[Any, Any], Any]:
     async def carry(request: Any, call_next: Any) -> Any:
         from tideover.providers import wire
 
@@ -118,7 +120,7 @@ def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
         if attempt is None or not wire.is_message_call(request):
             return await call_next(request)
         said: Said = None
-        with closing(plan(attempt, request.json["model"], streams=bool(request.stream))) as steps:
+        with closing(plan(attempt, request.json["model"])) as steps:
             while True:
                 try:
                     step = steps.send(said)
@@ -132,9 +134,9 @@ def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
                         said = await asyncio.to_thread(attempt.health.probe_fails, route, model)
                     case Turn(key, most_s):
                         said = await asyncio.to_thread(attempt.health.turn, key, most_s)
-                    case Try(route, model, key):
-                        call = wire.acall(route, model, request, call_next if route == attempt.job.routes[0] else None)
-                        call = within_limit(attempt, route, call)
+                    case Try(route, model, key, began):
+                        own = call_next if route == attempt.job.routes[0] else None
+                        call = within_limit(attempt, route, wire.acall(route, model, request, client, own, began))
                         said = await (call if key is None else unless_opened(attempt, route, key, call))
 
     return carry

@@ -105,7 +105,7 @@ class GatedConsumer(Consumer):
             elif note.follow_up_failed or note.give_back:
                 self.gate.backlog.give_back(self.gate.worker, self.queue, [redis_id(message)])
             else:
-                if note.end == "succeeded" and twin_of(message):
+                if note.end == "succeeded" and self.gate.health.mode == "act" and twin_of(message):
                     answering.answer(self.gate, self.queue, message, note.result)
                 self.gate.settle(self.queue, message, note.end or "unexplained")
 

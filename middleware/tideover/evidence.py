@@ -40,7 +40,6 @@ class Flight:
     route: str
     key: str
     job_id: str
-    streams: bool
     eras: tuple[int, int]
     """Of the breakers of its model and of its route."""
     began: float = field(default_factory=clock.monotonic)
@@ -91,7 +90,7 @@ class Flights:
         return flight
 
     def first_token(self, flight: Flight) -> None:
-        """A stream has begun to answer: it counts as a success until it breaks."""
+        """A call has begun to be answered: it counts as a success until it breaks."""
         flight.first_s = clock.monotonic() - flight.began
         self._open.pop(id(flight), None)
         self._ended.append((flight, OK))
@@ -131,13 +130,13 @@ class Flights:
             flight.began += seconds
             flight.delayed = True
 
-    def overdue(self, limit_s: Callable[[str, bool], float], least_s: float) -> Iterator[Flight]:
-        """Calls that should have answered by now, each once. `limit_s`: of a breaker's streams (or plain calls)."""
+    def overdue(self, limit_s: Callable[[str], float], least_s: float) -> Iterator[Flight]:
+        """Calls that should have answered by now, each once. `limit_s`: of a breaker."""
         now = clock.monotonic()
         for flight in list(self._open.values()):
             if now - flight.began < least_s:
                 return
-            if not flight.counted and now - flight.began >= limit_s(flight.key, flight.streams):
+            if not flight.counted and now - flight.began >= limit_s(flight.key):
                 flight.counted = True
                 yield flight
 
@@ -210,4 +209,4 @@ class Gathered(defaultdict[tuple[str, int], Pending]):
     def took(self, flight: Flight) -> None:
         """Notes how long a first token took; probes, which ask for so little, teach nothing."""
         if flight.first_s is not None and not flight.job_id.startswith(PROBE):
-            self[flight.key, flight.eras[0]].latencies[bucket_of(flight.first_s, streams=flight.streams)] += 1
+            self[flight.key, flight.eras[0]].latencies[bucket_of(flight.first_s)] += 1

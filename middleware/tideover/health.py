@@ -108,7 +108,7 @@ class Health:
 
     # noting
 
-    def begin(self, route: str, model: str, job_id: str, *, streams: bool, paid_by: Paced = "live") -> Flight:
+    def begin(self, route: str, model: str, job_id: str, *, paid_by: Paced = "live") -> Flight:
         """Notes that a call begins; of a whole route (`*`) a knock at its front door. Until its end it may become overdue.
 
         `paid_by`: how it counts if its route recovers.
@@ -118,7 +118,7 @@ class Health:
             key = route_key(route)
         eras = self.views.get(key, CLOSED).era, self.views.get(route_key(route), CLOSED).era
         paced: Paced = paid_by if self.view(key).state == "recovering" else ""
-        return self.flights.begin(Flight(route, key, job_id, streams, eras, paced=paced))
+        return self.flights.begin(Flight(route, key, job_id, eras, paced=paced))
 
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """Notes how a call ended, without any I/O."""
@@ -145,7 +145,7 @@ class Health:
     @contextmanager
     def probing(self, route: str, model: str) -> Iterator[Flight]:
         """A call for the evidence; one that does not end says nothing."""
-        flight = self.begin(route, model, f"{PROBE}{uuid4()}", streams=True)
+        flight = self.begin(route, model, f"{PROBE}{uuid4()}")
         try:
             yield flight
         finally:
@@ -245,7 +245,7 @@ class Health:
             return self.view(key).is_down
         for _ in range(MOST_PROBES):
             with self.probing(route, model) as flight:
-                outcome = wire.probe(route, model, self.reporter.limit_s(key, streams=True))
+                outcome = wire.probe(route, model, self.reporter.limit_s(key, asks_little=True))
                 self.note_probe()
                 events.probe_answered(key, outcome.answered, outcome.why)
                 self.end(flight, OK if outcome.answered else outcome)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
@@ -33,11 +33,16 @@ MOST_BUSY_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Call this route now, under its own name of the model. `key`: give up when this breaker opens; None: see it through."""
+    """Call this route now, under its own name of the model.
+
+    `key`: give up when this breaker opens; None: see it through. `began` hears of the first content; None: nobody does, so that
+    the call goes out just as the caller made it.
+    """
 
     route: str
     model: str
     key: str | None = None
+    began: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ Said: TypeAlias = "Tried | bool | float | None"
 Plan: TypeAlias = "Generator[Step, Said, Tried]"
 
 
-def plan(attempt: Attempt, model: str, *, streams: bool) -> Plan:
+def plan(attempt: Attempt, model: str) -> Plan:
     """Which route to try, and what its answer means for the job; ends with what the caller gets, or in a hold."""
     health, job, primary = attempt.health, attempt.job, attempt.job.routes[0]
     attempt.model = model
@@ -81,7 +86,7 @@ def plan(attempt: Attempt, model: str, *, streams: bool) -> Plan:
         verdict = verdict_now(attempt, model, refused)
         match verdict:
             case Run(route) | Reroute(route):
-                tried = yield from try_route(attempt, route, model, refused, streams=streams)
+                tried = yield from try_route(attempt, route, model, refused)
                 if isinstance(tried, str):
                     refused[route] = tried
                 elif is_final(tried, route == primary) or health.mode != "act":
@@ -191,9 +196,7 @@ def await_turn(attempt: Attempt, key: str) -> Generator[Step, Said, bool]:
     return wait_s is not None and not attempt.health.view(key).is_down
 
 
-def try_route(
-    attempt: Attempt, route: str, model: str, refused: dict[str, str], *, streams: bool
-) -> Generator[Step, Said, Tried | str]:
+def try_route(attempt: Attempt, route: str, model: str, refused: dict[str, str]) -> Generator[Step, Said, Tried | str]:
     """One call over one route, reported to its breaker; or why there was none: it has no slot, or no turn in the pace."""
     health, key = attempt.health, breaker_key(route, model)
     turn = needs_turn(attempt, key)
@@ -207,11 +210,11 @@ def try_route(
     name = health.settings.route(route).model(model) or model
     if route != attempt.job.routes[0]:
         events.job_rerouted(attempt.job.id, attempt.job.task, route, attempt.detail or refused.get(attempt.job.routes[0], ""))
-    flight = health.begin(route, model, attempt.job.id, streams=streams, paid_by=attempt.paid_by(key, turn=turn))
+    flight = health.begin(route, model, attempt.job.id, paid_by=attempt.paid_by(key, turn=turn))
     try:
         insists = attempt.permit is not None and attempt.permit.forced  # an operator wants this call to be seen through
         elsewhere = attempt.job.may_reroute and len(attempt.job.routes) > 1 and not insists
-        tried = yield Try(route, name, key if elsewhere else None)
+        tried = yield Try(route, name, key if elsewhere else None, lambda: health.flights.first_token(flight))
     except BaseException:
         health.flights.forget(flight)
         raise
@@ -221,8 +224,6 @@ def try_route(
     flight.foreign = attempt.foreign = tried.foreign
     if flight.paced and tried.limits:
         health.flights.limits[flight.key] = tried.limits
-    if tried.streaming:
-        health.flights.first_token(flight)
     tried.tell(lambda outcome: health.end(flight, outcome))
     if tried.outcome.kind == "ok":
         attempt.served.append(Served(route, name, tried.losses))

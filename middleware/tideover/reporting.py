@@ -14,7 +14,7 @@ from tideover import clock
 from tideover.core import detector
 from tideover.core.breaker import CLOSED, Transition, Witnesses, judge, judge_task
 from tideover.core.detector import Charts, Steps, is_down
-from tideover.core.latency import LEAST_S, overdue_s
+from tideover.core.latency import LEAST_S, UNKNOWN_S, overdue_s
 from tideover.core.outcome import Outcome
 from tideover.core.policy import BreakerPolicy
 from tideover.core.route import is_task_key, route_key
@@ -74,7 +74,7 @@ class Reporter:
         self._with_limits: set[str] = set()
         """Routes whose answers carry rate-limit headers."""
         self._gathered_at = clock.monotonic()
-        self._limits: dict[tuple[str, bool], float] = {}
+        self._limits: dict[str, float] = {}
         self._studied_at = 0.0
         self._noted: dict[str, tuple[str, float]] = {}
 
@@ -83,9 +83,9 @@ class Reporter:
         """How often to send, for Redis' sake."""
         return max(FLUSH_S, FLUSH_PER_REPORTER_S * self._reporters)
 
-    def limit_s(self, key: str, streams: bool) -> float:
-        """When a call of this breaker without a first token is overdue."""
-        return self._limits.get((key, streams)) or overdue_s({}, streams=streams)
+    def limit_s(self, key: str, *, asks_little: bool = False) -> float:
+        """When a call of this breaker without a first token is overdue. `asks_little`: a probe."""
+        return self._limits.get(key) or (LEAST_S if asks_little else UNKNOWN_S)
 
     def flush(self) -> None:
         """Sends what was noted since last time. What Redis did not take is sent next time."""
@@ -136,7 +136,7 @@ class Reporter:
         """What ended and what is overdue, as evidence; each call once."""
         still = self._excuse()
         for flight in self.health.flights.overdue(self.limit_s, LEAST_S):
-            why = f"no first token within {self.limit_s(flight.key, flight.streams):.0f} s"
+            why = f"no first token within {self.limit_s(flight.key):.0f} s"
             flight.counted = self._unsent.failed(flight.key, flight.eras[0], flight.job_id, why)
             if flight.paced:
                 self._pressures[flight.key].overdue()
@@ -294,9 +294,8 @@ class Reporter:
         """Reads how long first tokens take, over all processes."""
         self._studied_at = clock.monotonic()
         for key in self._models():
-            buckets = self.breakers.latencies(key)
-            for streams in (False, True):
-                self._limits[key, streams] = overdue_s(buckets, streams=streams)
+            if (limit_s := overdue_s(self.breakers.latencies(key))) is not None:
+                self._limits[key] = limit_s
 
     def _models(self) -> Iterator[str]:
         return (key for key in list(self.health.views) if not key.endswith("/*") and not is_task_key(key))

@@ -39,6 +39,7 @@ class RouteSettings(BaseModel):
     max_in_flight: Annotated[int | None, Ge(1), Le(100_000)] = None
     """Calls at once, per process; None = no limit."""
     timeout_s: Annotated[float, Ge(0.1), Le(3600)] = 60.0
+    """The longest silence of a provider. An answer may take longer, as long as it comes along."""
     status_page: str | None = None
     """Its provider's status page (`https://status.claude.com`), asked while the route is in trouble, and never to decide."""
     probe: bool = True

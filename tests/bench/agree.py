@@ -84,7 +84,7 @@ def follow(url: str, reporting: Any) -> None:
         until = time.monotonic() + REPORTING_S
         n = 0
         while time.monotonic() < until:
-            health.end(health.begin("anthropic", MODEL, f"{os.getpid()} {n}", streams=False), OK)
+            health.end(health.begin("anthropic", MODEL, f"{os.getpid()} {n}"), OK)
             n += 1
             time.sleep(1 / OUTCOMES_PER_S)
         health.told.incrby("outcomes", n)

@@ -201,7 +201,7 @@ class Crew:
 
         attempt = current.get()
         assert attempt is not None
-        with closing(plan(attempt, MODEL, streams=False)) as steps:
+        with closing(plan(attempt, MODEL)) as steps:
             said: Any = None
             while True:
                 try:
@@ -291,7 +291,7 @@ class Crew:
     def fail(self, key: str, why: str) -> None:
         """What calls of many jobs that all fail do to a breaker."""
         for n in range(MOST_PROBES):
-            self.health.end(self.health.begin(*split_key(key), f"{n}", streams=True), replace(OUTAGE, why=why))
+            self.health.end(self.health.begin(*split_key(key), f"{n}"), replace(OUTAGE, why=why))
         self.health.flush()
 
     def consume(self, lane: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -65,7 +67,7 @@ start_rate = {start_rate}
 {drain_options}
 
 [worker]
-heartbeat_timeout_s = 2
+heartbeat_timeout_s = {heartbeat_timeout_s}
 poll_s = 0.05
 shutdown_grace_s = {shutdown_grace_s}
 
@@ -91,6 +93,7 @@ USUAL = {
     "drain_options": "",
     "probe_after_s": 0.3,
     "probe_max_s": 0.5,
+    "heartbeat_timeout_s": 20,
     "shutdown_grace_s": 5,
     "timeout_s": 10,
     "primary_options": "",
@@ -381,3 +384,36 @@ def private_shop(tmp_path: Path, wait_until: WaitUntil, monkeypatch: pytest.Monk
 def operator(shop: Shop) -> Iterator[Operator]:
     with shop.operator() as made:
         yield made
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[..., str]]:
+    """Starts servers that answer every POST with these headers and bytes, then with `again` as long as the client stays."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(headers: dict[str, str], body: bytes, again: bytes = b"") -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                self.send_response(200)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+                pause = threading.Event()
+                with suppress(OSError):
+                    while again:
+                        self.wfile.write(again)
+                        pause.wait(0.02)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -179,7 +179,7 @@ def test_an_idle_worker_stops_at_once(shop: Shop, processes: list[subprocess.Pop
 
 def test_a_killed_worker_s_jobs_run_elsewhere(shop: Shop, processes: list[subprocess.Popen[bytes]]) -> None:
     """`kill -9` in the middle of calls: another worker has the jobs as soon as the dead one's heartbeat is old."""
-    shop.configure(timeout_s=60)
+    shop.configure(timeout_s=60, heartbeat_timeout_s=2)
     shop.primary.fail(Fault.HANG)
     jobs = shop.send(shop.asummary, 3, "job")
     worker = start_worker(shop, processes)
@@ -265,7 +265,7 @@ def test_the_dramatiq_command_runs_a_whole_outage(shop: Shop, processes: list[su
 
 def drain_under_way(shop: Shop, processes: list[subprocess.Popen[bytes]], started: int) -> list[Any]:
     """Forty jobs that come home at eight a second, with that many worker processes; returns when some are home."""
-    shop.configure(start_rate=4, drain_options="max_rate = 8")
+    shop.configure(start_rate=4, drain_options="max_rate = 8", heartbeat_timeout_s=2)
     shop.primary.fail(Fault.OVERLOADED)
     jobs = shop.send(shop.asummary, 40, "job")
     for _ in range(started):

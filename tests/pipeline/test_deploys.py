@@ -144,6 +144,7 @@ def test_a_stock_worker_leaves_the_critical_lane_alone(shop: Shop, stock: StockW
 
 def test_a_stock_worker_s_retry_is_ours_to_run(shop: Shop, stock: StockWorkers) -> None:
     """A job that failed in an old worker, which then died, goes on in a new one as one job: accepted once, ended once."""
+    shop.configure(heartbeat_timeout_s=2)
     job = shop.summary.send("fails once")
     stock.start(BACKOFF_MS="10000")
     client, keys = shop.broker.client, shop.keys
@@ -177,6 +178,7 @@ def test_a_stock_worker_is_noticed(shop: Shop, stock: StockWorkers, caplog: pyte
 
 def test_after_the_deploy_a_loss_is_a_loss_again(shop: Shop, stock: StockWorkers) -> None:
     """The last old worker is gone: its doing stays counted, status still remembers it, and after an hour forgets."""
+    shop.configure(heartbeat_timeout_s=2)
     shop.work()
     send_waiting(shop, "job")
     stock.start("old")

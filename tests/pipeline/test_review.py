@@ -180,7 +180,7 @@ def hold_again(shop: Shop, job: dramatiq.Message[Any]) -> None:
 
 def test_a_poison_job_cannot_kill_workers_for_ever(shop: Shop, workers: list[subprocess.Popen[bytes]]) -> None:
     """Three workers die with it; then it is held for review, and what was aboard with it runs."""
-    shop.configure(shutdown_grace_s=1)
+    shop.configure(shutdown_grace_s=1, heartbeat_timeout_s=2)
 
     @ai_task(criticality="deferrable", max_retries=3)
     def poison() -> None: ...

@@ -112,7 +112,7 @@ class SharedBreakers(RuleBasedStateMachine):
         """A call, now and then of the route itself: its eras are as the process sees them, however old that is."""
         process = self.processes[of]
         with process.acting() as health:
-            process.flights.append(health.begin(ROUTE, "*" if whole == 0 else MODEL, job, streams=True))
+            process.flights.append(health.begin(ROUTE, "*" if whole == 0 else MODEL, job))
 
     @precondition(lambda self: any(process.flights for process in self.processes))
     @rule(data=st.data(), outcome=st.sampled_from(list(OUTCOMES)))
@@ -131,7 +131,7 @@ class SharedBreakers(RuleBasedStateMachine):
         with process.acting() as health:
             for nth in range(n):
                 job = f"{self.passed_s} {len(self.olds)} {nth}"
-                health.end(health.begin(ROUTE, MODEL, job, streams=True), OUTCOMES[outcome])
+                health.end(health.begin(ROUTE, MODEL, job), OUTCOMES[outcome])
                 health.note_job(TASK, job, refused=outcome == "refused as wrong")
 
     @rule()

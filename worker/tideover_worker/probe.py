@@ -159,7 +159,7 @@ class Prober:
 
     def _ask_doubted(self, key: str, taken: Breaker) -> None:
         """Adds evidence where few jobs run: it becomes suspect and opens, or calms down, as any evidence says."""
-        ends_at = clock.monotonic() + BURST_S - self.health.reporter.limit_s(key, streams=True)
+        ends_at = clock.monotonic() + BURST_S - self.health.reporter.limit_s(key, asks_little=True)
         route, model = split_key(key)
         for nth in count():
             with self.health.probing(route, self._model_of(route, model)) as flight:
@@ -214,7 +214,7 @@ class Prober:
 
         route, model = split_key(key)
         model = self._model_of(route, model)
-        timeout_s = self.health.reporter.limit_s(key, streams=True)
+        timeout_s = self.health.reporter.limit_s(key, asks_little=True)
         self._made.setdefault(key, deque()).append(clock.monotonic())
         outcome = wire.knock(route, timeout_s) if knocks or model == WHOLE else OK
         if outcome.answered and model != WHOLE:

@@ -14,34 +14,38 @@ SHORTEST, LONGEST = -16, 44
 LEAST_S = 6.0
 """No call is overdue before that, however quick its route usually is."""
 UNKNOWN_S = 30.0
-"""Of a plain call, whose first sign of life is its whole answer, while nobody knows how long those take."""
+"""When a call is overdue whose route has answered fewer than `FEW` so far: its prompts may be long ones."""
+FEW = 20
 ENOUGH = 1000
 """So many must be known before their 99.9th percentile says anything. Until then one and a half times the slowest will do."""
 QUANTILE, SLACK = 0.999, 1.5
 
 
-def bucket_of(seconds: float, *, streams: bool) -> str:
+def bucket_of(seconds: float) -> str:
     """
-    >>> bucket_of(1.0, streams=True), bucket_of(2.1, streams=False), bucket_of(0.0, streams=True)
-    ('s0', 'p4', 's-16')
+    >>> bucket_of(1.0), bucket_of(2.1), bucket_of(0.0)
+    ('0', '4', '-16')
     """
     power = SHORTEST if seconds <= 0 else math.floor(PER_DOUBLING * math.log2(seconds))
-    return f"{'s' if streams else 'p'}{min(max(power, SHORTEST), LONGEST)}"
+    return f"{min(max(power, SHORTEST), LONGEST)}"
 
 
-def overdue_s(buckets: Mapping[str, int], *, streams: bool) -> float:
+def overdue_s(buckets: Mapping[str, int]) -> float | None:
     """Seconds after which a call without a first token counts as failed: the 99.9th percentile of those that went well.
 
-    >>> overdue_s({}, streams=True), overdue_s({}, streams=False), round(overdue_s({"p16": 5000, "p20": 100}, streams=False))
-    (6.0, 30.0, 38)
-    >>> [round(overdue_s(known, streams=False)) for known in ({"p4": 25}, {"p4": 25, "p21": 1})]
-    [30, 68]
+    None: too few are known.
+
+    >>> overdue_s({"4": 19}), round(overdue_s({"16": 5000, "20": 100}))
+    (None, 38)
+    >>> [round(overdue_s(known)) for known in ({"4": 25}, {"4": 25, "21": 1})]
+    [6, 68]
     """
-    mine = sorted((int(name[1:]), n) for name, n in buckets.items() if name[0] == ("s" if streams else "p"))
+    mine = sorted((int(name), n) for name, n in buckets.items())
     total, below = sum(n for _, n in mine), 0
+    if total < FEW:
+        return None
     if total < ENOUGH:
-        slowest_s = upper_s(mine[-1][0]) if mine else 0.0
-        return max(LEAST_S if streams else UNKNOWN_S, SLACK * slowest_s)
+        return max(LEAST_S, SLACK * upper_s(mine[-1][0]))
     for power, n in mine:
         below += n
         if below >= QUANTILE * total:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes that speak the Messages API: their clients, one attempt over them, and streams that may not end in silence.
+"""Routes that speak the Messages API: their clients, and one attempt over them.
 
 One client for each process, route and event loop; a fork starts anew. In a job the SDK's own retries are off: waiting is ours.
 """
@@ -10,14 +10,14 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
+from copy import copy
 from typing import Any, Generic, TypeVar
 
 import anthropic
 import httpx2
+from anthropic.types import RawMessageStreamEvent
 
-from tideover import clock
-from tideover.core.outcome import Outcome, of_answer, of_exception, of_stream_error
 from tideover.settings import settings
 
 NO_KEY = "none"
@@ -27,10 +27,8 @@ CREDENTIAL_HEADERS = frozenset({"authorization", "x-api-key", "api-key", "x-goog
 
 CONNECT_TIMEOUT_S = 5.0
 
-STOP = b"event: message_stop"
-FAILED = b"event: error"
-HEAD_BYTES = 1024
-"""Where a stream's first event says how many tokens the request took."""
+STREAM = anthropic.Stream[RawMessageStreamEvent]
+ASYNC_STREAM = anthropic.AsyncStream[RawMessageStreamEvent]
 
 T = TypeVar("T")
 
@@ -97,15 +95,32 @@ def options_of(route: str) -> dict[str, Any]:
     return options
 
 
-def with_model(request: Any, model: str) -> Any:
-    """The request for another name of the model; the same request where the name is the same."""
-    return request if request.json.get("model") == model else request.copy(body={**request.json, "model": model})
+def outgoing(request: Any, model: str, *, stream_cls: Any = None, idle_s: float | None = None, stranger: bool = False) -> Any:
+    """The request as it goes to a route, under its name of the model.
+
+    `stream_cls`: what reads its answer as a stream, where a plain call goes out as one; None: as the caller made it.
+    `idle_s`: the most that it waits for bytes. `stranger`: to another provider than the caller's, so without any credential.
+    """
+    made = copy(request)
+    said: dict[str, Any] = {"json_data": {**request.json, "model": model}}
+    if idle_s is not None:
+        said["timeout"] = patience(request.timeout, idle_s)
+    if stranger:
+        said["headers"] = {name: value for name, value in request.headers.items() if name.lower() not in CREDENTIAL_HEADERS}
+    if stream_cls is not None and not request.stream:
+        said["json_data"]["stream"] = True
+        said["post_parser"] = anthropic.NOT_GIVEN
+        made.stream, made.stream_cls = True, stream_cls
+    made.options = request.options.model_copy(update=said)
+    return made
 
 
-def for_stranger(request: Any, model: str) -> Any:
-    """The request as it may go to another provider: its name of the model, none of the caller's credentials."""
-    headers = {name: value for name, value in request.headers.items() if name.lower() not in CREDENTIAL_HEADERS}
-    return request.copy(body={**request.json, "model": model}, headers=headers)
+def patience(asked: Any, idle_s: float) -> httpx2.Timeout:
+    """The caller's timeouts where they are shorter."""
+    known = httpx2.Timeout(None if isinstance(asked, anthropic.NotGiven) else asked)
+    most = {"connect": min(idle_s, CONNECT_TIMEOUT_S), "read": idle_s, "write": idle_s, "pool": idle_s}
+    own = known.as_dict()
+    return httpx2.Timeout(**{name: min(own[name] or s, s) for name, s in most.items()})
 
 
 def over(client: anthropic.Anthropic, request: Any) -> Any:
@@ -142,93 +157,14 @@ async def aover(client: anthropic.AsyncAnthropic, request: Any) -> Any:
     return seen[-1]
 
 
-class EndWatch:
-    """Watches the bytes of an event stream for the event that must end it, and reports the stream's fate, once."""
-
-    def __init__(self, done: Callable[[Outcome], None]) -> None:
-        self._done, self._head, self._tail, self._told = done, b"", b"", False
-
-    def see(self, chunk: bytes) -> None:
-        """Takes in a chunk. An error event counts as soon as its line is whole: the SDK reads no further."""
-        window = self._tail + chunk
-        if len(self._head) < HEAD_BYTES:
-            self._head += chunk[:HEAD_BYTES]
-        if FAILED in window:
-            _, _, data = window.partition(FAILED)[2].partition(b"data: ")
-            if b"\n" in data:
-                self.tell(of_stream_error(data.partition(b"\n")[0]))
-        elif STOP in window:
-            self.tell(of_answer(self._head + window))
-        self._tail = window[-4096:]
-
-    def end(self) -> None:
-        """The stream is over; one that just stopped is an error, not an answer."""
-        if not self._told:
-            self.tell(Outcome(kind="outage", scope="model", why="stream ended without message_stop"))
-            raise httpx2.RemoteProtocolError("the provider's stream ended without message_stop; the answer is not complete")
-
-    def failed(self, error: Exception) -> None:
-        self.tell(of_exception(error, now=clock.now()))
-
-    def tell(self, outcome: Outcome) -> None:
-        if not self._told:
-            self._told = True
-            self._done(outcome)
+def as_response(http: httpx2.Response, client: anthropic.Anthropic, request: Any) -> Any:
+    """A response that no wire has seen in this form, as the SDK hands it to a middleware of a thread."""
+    return anthropic.APIResponse(raw=http, client=client, **like(request))
 
 
-class WatchedStream(httpx2.SyncByteStream):
-    def __init__(self, inner: Any, watch: EndWatch) -> None:
-        self.inner, self.watch = inner, watch
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            for chunk in self.inner:
-                self.watch.see(chunk)
-                yield chunk
-        except httpx2.TransportError as error:
-            self.watch.failed(error)
-            raise
-        self.watch.end()
-
-    def close(self) -> None:
-        self.inner.close()
-
-
-class AsyncWatchedStream(httpx2.AsyncByteStream):
-    def __init__(self, inner: Any, watch: EndWatch) -> None:
-        self.inner, self.watch = inner, watch
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self.inner:
-                self.watch.see(chunk)
-                yield chunk
-        except httpx2.TransportError as error:
-            self.watch.failed(error)
-            raise
-        self.watch.end()
-
-    async def aclose(self) -> None:
-        await self.inner.aclose()
-
-
-def watch_stream(http: Any, done: Callable[[Outcome], None]) -> None:
-    """Lets a user's stream pass as it comes, and reports how it ended."""
-    watch = EndWatch(done)
-    if isinstance(http.stream, httpx2.SyncByteStream):
-        http.stream = WatchedStream(http.stream, watch)
-    else:
-        http.stream = AsyncWatchedStream(http.stream, watch)
-
-
-def as_response(http: httpx2.Response, route: str, request: Any) -> Any:
-    """A response that no wire has seen, as the SDK hands it to a middleware of a thread."""
-    return anthropic.APIResponse(raw=http, client=sync_client(route), **like(request))
-
-
-def as_async_response(http: httpx2.Response, route: str, request: Any) -> Any:
+def as_async_response(http: httpx2.Response, client: anthropic.AsyncAnthropic, request: Any) -> Any:
     """The same for an event loop."""
-    return anthropic.AsyncAPIResponse(raw=http, client=async_client(route), **like(request))
+    return anthropic.AsyncAPIResponse(raw=http, client=client, **like(request))
 
 
 def like(request: Any) -> dict[str, Any]:

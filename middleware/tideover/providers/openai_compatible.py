@@ -113,7 +113,7 @@ def carry(
         upstream.read()
     finally:
         upstream.close()
-    return finished(upstream, stream, losses)
+    return finished(upstream, losses)
 
 
 async def acarry(
@@ -137,7 +137,7 @@ async def acarry(
         await upstream.aread()
     finally:
         await upstream.aclose()
-    return finished(upstream, stream, losses)
+    return finished(upstream, losses)
 
 
 def translated_request(
@@ -180,14 +180,12 @@ def streamed(upstream: httpx2.Response, events: Events | AsyncEvents, losses: tu
     return Carried(response=response, outcome=OK, losses=losses)
 
 
-def finished(upstream: httpx2.Response, stream: bool, losses: tuple[str, ...]) -> Carried:
+def finished(upstream: httpx2.Response, losses: tuple[str, ...]) -> Carried:
     """What a response that was read to its end comes to. A 2xx without an answer becomes a 502, which is what it is."""
     status, content = upstream.status_code, upstream.content
     outcome = of_response(status, upstream.headers, content, now=clock.now())
     if outcome.kind == "ok":
         try:
-            if stream:
-                raise NotAnAnswer("no event stream")
             answer = to_message(upstream.json())
         except NotAnAnswer as error:
             outcome = Outcome(kind="outage", scope="route", why=f"{status} with {error}")

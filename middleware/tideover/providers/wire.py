@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import anthropic
 import httpx2
+from anthropic.types import Message
 
 from tideover import clock
 from tideover.core.outcome import OK, Outcome, of_exception, of_message, of_response
@@ -21,6 +22,8 @@ from tideover.core.pacing import Limit, LimitOf, Limits
 from tideover.errors import ConfigurationError
 from tideover.providers import anthropic as messages
 from tideover.providers import openai_compatible as chat
+from tideover.providers import streaming
+from tideover.providers.streaming import Fate
 from tideover.settings import settings
 
 MESSAGES = ("/v1/messages", "/v1/messages?beta=true")
@@ -47,22 +50,23 @@ _async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient]
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What a call came to: an SDK response, or what was raised. Of a stream (`streaming`) only its beginning is known yet."""
+    """What a call came to: an SDK response, or what was raised. Of a stream only its beginning is known yet; its
+    `fate` tells the rest."""
 
     route: str
     outcome: Outcome
     response: Any = None
     error: Exception | None = None
     losses: tuple[str, ...] = ()
-    streaming: bool = False
+    fate: Fate | None = None
     limits: Limits = field(default_factory=dict)
     foreign: bool = False
     """It went out with another credential than the route's own: of a client that the caller built, maybe for a customer."""
 
     def tell(self, report: Callable[[Outcome], None]) -> None:
         """Reports the outcome: now, or of a stream that began well when it has ended."""
-        if self.streaming:
-            messages.watch_stream(self.response.http_response, report)
+        if self.fate is not None:
+            self.fate.report = report
         else:
             report(self.outcome)
 
@@ -71,55 +75,74 @@ def is_message_call(request: Any) -> bool:
     return request.method.lower() == "post" and request.url in MESSAGES and isinstance(request.json, dict)
 
 
-def call(route: str, model: str, request: Any, call_next: Any) -> Tried:
-    """From a thread. `call_next`: the rest of the caller's own client, where the route is the primary; else None."""
+def call(route: str, model: str, request: Any, client: Any, call_next: Any, began: Callable[[], None] | None) -> Tried:
+    """From a thread. `client`: the caller's own. `call_next`: its rest, where the route is the primary; else None. `began`: see
+    `tideover.plan.Try`."""
+    losses: tuple[str, ...] = ()
     try:
-        if settings().route(route).kind == "openai-compatible":
-            carried = chat.carry(sync_http(), **chat_options(route, model, request))
-            return tried(route, request, messages.as_response(carried.response, route, request), carried.losses)
-        if call_next is not None:
-            response = call_next(messages.with_model(request, model))
+        found, streams = settings().route(route), began is not None or request.stream
+        if found.kind == "openai-compatible":
+            carried = chat.carry(sync_http(), **chat_options(route, model, request, streams))
+            http, losses = carried.response, carried.losses
+        elif call_next is not None:
+            http = call_next(as_sent(route, model, request, began and messages.STREAM)).http_response
         else:
-            response = messages.over(messages.sync_client(route), messages.for_stranger(request, model))
-        if not response.http_response.is_success:
-            response.http_response.read()
-        return tried(route, request, response)
+            sent = as_sent(route, model, request, began and messages.STREAM, stranger=True)
+            http = messages.over(messages.sync_client(route), sent).http_response
+        if began is not None and http.is_success and streaming.is_event_stream(http):
+            watch = streaming.Watch(began, streaming.MOST_SILENCES * found.timeout_s)
+            http = streaming.opened(http, watch) if request.stream else streaming.whole(http, watch)
+        elif not http.is_success or (began is not None and not http.is_closed):
+            http.read()
+        return tried(route, request, http, messages.as_response(http, client, request), losses)
     except Exception as error:  # noqa: BLE001 - judged here, raised again where it is final
         return failed(route, error)
 
 
-async def acall(route: str, model: str, request: Any, call_next: Any) -> Tried:
+async def acall(route: str, model: str, request: Any, client: Any, call_next: Any, began: Callable[[], None] | None) -> Tried:
     """As `call`, from an event loop."""
+    losses: tuple[str, ...] = ()
     try:
-        if settings().route(route).kind == "openai-compatible":
-            carried = await chat.acarry(async_http(), **chat_options(route, model, request))
-            return tried(route, request, messages.as_async_response(carried.response, route, request), carried.losses)
-        if call_next is not None:
-            response = await call_next(messages.with_model(request, model))
+        found, streams = settings().route(route), began is not None or request.stream
+        if found.kind == "openai-compatible":
+            carried = await chat.acarry(async_http(), **chat_options(route, model, request, streams))
+            http, losses = carried.response, carried.losses
+        elif call_next is not None:
+            http = (await call_next(as_sent(route, model, request, began and messages.ASYNC_STREAM))).http_response
         else:
-            response = await messages.aover(messages.async_client(route), messages.for_stranger(request, model))
-        if not response.http_response.is_success:
-            await response.http_response.aread()
-        return tried(route, request, response)
+            sent = as_sent(route, model, request, began and messages.ASYNC_STREAM, stranger=True)
+            http = (await messages.aover(messages.async_client(route), sent)).http_response
+        if began is not None and http.is_success and streaming.is_event_stream(http):
+            watch = streaming.Watch(began, streaming.MOST_SILENCES * found.timeout_s)
+            http = await (streaming.aopened(http, watch) if request.stream else streaming.awhole(http, watch))
+        elif not http.is_success or (began is not None and not http.is_closed):
+            await http.aread()
+        return tried(route, request, http, messages.as_async_response(http, client, request), losses)
     except Exception as error:  # noqa: BLE001 - judged here, raised again where it is final
         return failed(route, error)
 
 
-def tried(route: str, request: Any, response: Any, losses: tuple[str, ...] = ()) -> Tried:
-    http = response.http_response
+def as_sent(route: str, model: str, request: Any, stream_cls: Any, *, stranger: bool = False) -> Any:
+    idle_s = None if stream_cls is None else settings().route(route).timeout_s
+    return messages.outgoing(request, model, stream_cls=stream_cls, idle_s=idle_s, stranger=stranger)
+
+
+def tried(route: str, request: Any, http: httpx2.Response, response: Any, losses: tuple[str, ...] = ()) -> Tried:
     body = http.content if http.is_closed else None
-    if http.is_success and body is not None and not request.stream:
+    fate = http.stream if isinstance(http.stream, streaming.Fate) else None
+    if http.is_success and body is not None and request.stream:
+        outcome = Outcome(kind="outage", scope="route", why=f"{http.status_code} that is no stream")
+    elif http.is_success and body is not None:
         outcome = of_message(body)
     else:
         outcome = of_response(http.status_code, http.headers, None if http.is_success else body, now=clock.now())
     foreign = is_foreign(route, http.request)
     if foreign and outcome.kind in ("auth", "quota", "model"):  # which says nothing of the route
         outcome = replace(outcome, kind="caller", scope="job")
-    streaming = request.stream and http.is_success and outcome.kind == "ok"
     limits = limits_in(http.headers)
     if outcome.kind == "ok" and limits:  # a good answer of a route that says what is left of its limits
         outcome = replace(outcome, headroom=1.0)
-    return Tried(route, outcome, response, losses=losses, streaming=streaming, limits=limits, foreign=foreign)
+    return Tried(route, outcome, response, losses=losses, fate=fate, limits=limits, foreign=foreign)
 
 
 def limits_in(headers: Mapping[str, str]) -> Limits:
@@ -147,7 +170,13 @@ def failed(route: str, error: Exception) -> Tried:
     if isinstance(error, chat.Untranslatable):
         why = f"cannot carry {', '.join(error.what)}"
         return Tried(route, Outcome(kind="caller", scope="job", why=why), error=error)
-    return Tried(route, of_exception(error, now=clock.now()), error=error)
+    outcome = of_exception(error, now=clock.now())
+    if isinstance(error, httpx2.TransportError):
+        asked = httpx2.Request("POST", settings().route(route).base_url or "https://provider")
+        told = streaming.as_sdk_error(error, asked)
+        told.__cause__, error.request = error, asked  # without prompt and key
+        return Tried(route, outcome, error=told)
+    return Tried(route, outcome, error=error)
 
 
 def unanswered(route: str) -> Tried:
@@ -156,14 +185,14 @@ def unanswered(route: str) -> Tried:
     return failed(route, anthropic.APITimeoutError(request=request))
 
 
-def chat_options(route: str, model: str, request: Any) -> dict[str, Any]:
+def chat_options(route: str, model: str, request: Any, streams: bool) -> dict[str, Any]:
     found = settings().route(route)
     return {
         "base_url": found.base_url,
         "api_key": settings().api_key(route),
         "model": model,
         "body": request.json,
-        "stream": request.stream,
+        "stream": streams,
         "timeout_s": found.timeout_s,
         "headers": passed_on(request.headers),
         "dialect": found.dialect,
@@ -188,24 +217,24 @@ def probe(route: str, model: str, timeout_s: float) -> Outcome:
             options: dict[str, Any] = {"base_url": found.base_url, "api_key": settings().api_key(route), "model": body["model"]}
             options["dialect"] = found.dialect
             carried = chat.carry(sync_http(), body=body, stream=True, timeout_s=timeout_s, headers={}, **options)
-            return of_events(carried.response.read()) if carried.outcome.kind == "ok" else carried.outcome
-        client = messages.sync_client(route).with_options(timeout=timeout_s, max_retries=0)
-        # not `messages.create`: monitors that wrap it (Sentry) would tell of each probe that fails
-        answer = client.post("/v1/messages", cast_to=httpx2.Response, body=body)
-        events = "event-stream" in answer.headers.get("content-type", "")
-        return of_events(answer.content) if events else of_message(answer.content)
+            if carried.outcome.kind != "ok":
+                return carried.outcome
+            http = carried.response
+        else:
+            client = messages.sync_client(route).with_options(timeout=timeout_s, max_retries=0)
+            # not `messages.create`: monitors that wrap it (Sentry) would tell of each probe that fails
+            answer: Any = client.post("/v1/messages", cast_to=Message, body=body, stream=True, stream_cls=messages.STREAM)
+            http = answer.response
+        if streaming.is_event_stream(http):
+            http = streaming.whole(http, streaming.Watch(no_matter, timeout_s, most_s=2 * timeout_s))
+        content = http.read()
+        return of_message(content) if http.is_success else of_response(http.status_code, http.headers, content, now=clock.now())
     except Exception as error:  # noqa: BLE001 - judged
         return of_exception(error, now=clock.now())
 
 
-def of_events(body: bytes) -> Outcome:
-    """What a whole stream of events came to."""
-    seen: list[Outcome] = []
-    watch = messages.EndWatch(seen.append)
-    watch.see(body)
-    if not seen:
-        seen.append(Outcome(kind="outage", scope="model", why="stream ended without message_stop"))
-    return seen[0]
+def no_matter() -> None:
+    """Nobody asks when the answer to a probe began."""
 
 
 def knock(route: str, timeout_s: float) -> Outcome:

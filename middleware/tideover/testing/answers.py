@@ -297,19 +297,19 @@ def usage(ask: Ask) -> dict[str, int]:
 def stream(ask: Ask, fault: Fault | None) -> list[bytes]:
     """The pieces of a streamed answer, to be sent with pauses between; the first is the first token.
 
-    With `STREAM_NO_STOP` what ends the answer is not there; with `STREAM_CUT` and `STREAM_ERROR` only the first half is, in
-    the latter case followed by the error.
+    With `STREAM_NO_STOP` what ends the answer is not there; with `STREAM_CUT`, `STREAM_STALL` and `STREAM_ERROR` only the first
+    half is, in the last case followed by the error; with `STREAM_ERROR_FIRST` the error follows the head.
     """
     step = max(1, len(ask.says) // STREAM_PIECES)
     texts = [ask.says[start:end] for start, end in pairwise([*range(0, len(ask.says), step), len(ask.says)])]
     head, deltas, tail = message_events(ask, texts) if ask.dialect == "anthropic" else completion_events(ask, texts)
     match fault:
-        case Fault.STREAM_CUT:
+        case Fault.STREAM_CUT | Fault.STREAM_STALL:
             deltas, tail = deltas[: (len(deltas) + 1) // 2], b""
-        case Fault.STREAM_ERROR:
+        case Fault.STREAM_ERROR | Fault.STREAM_ERROR_FIRST:
             problem = problem_of(ask.dialect, Fault.OVERLOADED)
             body = problem_body(ask.dialect, problem, model=ask.model, n=ask.n)
-            deltas = deltas[: (len(deltas) + 1) // 2]
+            deltas = deltas[: (len(deltas) + 1) // 2] if fault is Fault.STREAM_ERROR else [b""]
             tail = event(body, "error") if ask.dialect == "anthropic" else event(body)
         case Fault.STREAM_NO_STOP:
             tail = b""

@@ -46,13 +46,15 @@ class Exchange:
         match fault:
             case None:
                 await self.succeed()
-            case Fault.HANG:
+            case Fault.STREAM_STALL if self.ask.stream:
+                await self.send_stream(fault)
+            case Fault.HANG | Fault.STREAM_STALL:
                 await self.hang()
                 await self.succeed()
             case Fault.RESET:
                 self.finish(fault, None)
                 self.connection.reset()
-            case Fault.STREAM_CUT | Fault.STREAM_ERROR | Fault.STREAM_NO_STOP if self.ask.stream:
+            case Fault.STREAM_CUT | Fault.STREAM_ERROR | Fault.STREAM_ERROR_FIRST | Fault.STREAM_NO_STOP if self.ask.stream:
                 await self.send_stream(fault)
             case Fault.STREAM_CUT:
                 await self.send_json(fault, 200, answers.answer(self.ask), missing_bytes=100)
@@ -66,7 +68,7 @@ class Exchange:
                 await self.send(fault, 200, b"", self.headers())
             case Fault.OK_ERROR_BODY:
                 await self.send_problem(fault, Fault.OVERLOADED, status=200)
-            case Fault.STREAM_ERROR:
+            case Fault.STREAM_ERROR | Fault.STREAM_ERROR_FIRST:
                 await self.send_problem(fault, Fault.OVERLOADED)
             case (
                 Fault.OVERLOADED
@@ -106,6 +108,8 @@ class Exchange:
         for piece in pieces:
             await self.connection.chunk(piece)
             await self.connection.sleep(self.wait.rest_s / len(pieces))
+        if fault is Fault.STREAM_STALL:
+            await self.hang()
         self.finish(fault if fault is not None else OK, 200)
         await self.connection.chunk(last, last=fault is not Fault.STREAM_CUT)
         if fault is Fault.STREAM_CUT:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Fault(StrEnum):
     """One way in which a provider fails a call; its value is the outcome in the ledger.
 
-    A stream fault on a plain call: `STREAM_CUT` cuts the body short of its content-length, `STREAM_ERROR` is `OVERLOADED`,
-    and `STREAM_NO_STOP` answers without a stop reason.
+    A stream fault on a plain call: `STREAM_CUT` cuts the body short of its content-length, `STREAM_ERROR` and
+    `STREAM_ERROR_FIRST` are `OVERLOADED`, `STREAM_STALL` is `HANG`, and `STREAM_NO_STOP` answers without a stop reason.
     """
 
     OVERLOADED = "overloaded"
@@ -62,6 +62,10 @@ class Fault(StrEnum):
     """The connection closes in the middle of the stream."""
     STREAM_ERROR = "stream_error"
     """An `overloaded_error` event in the middle of the stream."""
+    STREAM_ERROR_FIRST = "stream_error_first"
+    """An `overloaded_error` event before any content."""
+    STREAM_STALL = "stream_stall"
+    """No more bytes in the middle of the stream."""
     STREAM_NO_STOP = "stream_no_stop"
     """The stream ends in good order, but without `message_stop` (or `[DONE]`)."""
     OK_HTML = "ok_html"
