@@ -37,11 +37,13 @@ WORDS = {
     "([how](topologies.md)), or `embedded`, the private server in `.tideover/`",
     "namespace": "Prefix of all keys; dramatiq's own. A hash tag (`{shop}`) keeps them on one node of a cluster",
     "mode": "`act`; `observe` decides and logs but lets every job run; `bypass` decides nothing",
-    "kind": "`anthropic` (the Messages API, at any base_url) or `openai-compatible` (chat completions)",
-    "base_url": "The endpoint; needed for `openai-compatible`",
-    "api_key_env": "The variable that holds the key. The first route takes `ANTHROPIC_API_KEY` when none is named",
+    "kind": "`anthropic` (the Messages API, at any base_url), `openai-compatible` (chat completions), or Claude on a cloud: "
+    "`bedrock`, `bedrock-mantle`, `vertex`, `foundry`, `anthropic-aws`, `anthropic-google-cloud`",
+    "base_url": "The endpoint; needed for `openai-compatible`. Others have one of their own",
+    "api_key_env": "The variable that holds the key. When none is named the first route takes `ANTHROPIC_API_KEY`, clouds take "
+    "their own credentials",
     "api_key_file": "The file that holds the key",
-    "models": "The model that a task asks for, and this route's name for it. An `anthropic` route without any passes names on",
+    "models": "The model that a task asks for, and this route's name for it. A route to Anthropic without any passes names on",
     "max_in_flight": "Calls at once over this route, in each process",
     "timeout_s": "The longest silence of a provider; an answer that comes along may take longer",
     "probe_max_s": "The longest wait between two probes",

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import closing
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tideover.attempt import Attempt, Served, current
@@ -18,9 +19,21 @@ from tideover.errors import ProviderError
 from tideover.plan import Probe, Said, Try, Turn, Wait, plan
 
 if TYPE_CHECKING:
-    from anthropic import Anthropic, AsyncAnthropic
+    from anthropic import (
+        Anthropic,
+        AnthropicBedrock,
+        AnthropicBedrockMantle,
+        AnthropicVertex,
+        AsyncAnthropic,
+        AsyncAnthropicBedrock,
+        AsyncAnthropicBedrockMantle,
+        AsyncAnthropicVertex,
+    )
 
     from tideover.providers.wire import Tried
+
+    Client = Anthropic | AnthropicBedrock | AnthropicBedrockMantle | AnthropicVertex
+    AsyncClient = AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicBedrockMantle | AsyncAnthropicVertex
 
 MARGIN, MOST_MARGIN_S = 0.1, 1.0
 """The share of a coroutine's time limit, and the seconds at most, that are left when its call is given up."""
@@ -28,30 +41,30 @@ MARGIN, MOST_MARGIN_S = 0.1, 1.0
 LAST_CHANCE_S = 2.0
 """How long a critical call that is under way when its breaker opens may still finish, before it is cut and rerouted."""
 
-C = TypeVar("C", bound="Anthropic | AsyncAnthropic")
+C = TypeVar("C", bound="Client | AsyncClient")
 
 
 def claude() -> Anthropic:
     """A real `anthropic.Anthropic` for the primary route. In a job its calls go over the job's routes, or hold the job."""
     from tideover.providers.anthropic import sync_client
 
-    return wrap(sync_client(primary_of(current.get())))
+    client: Anthropic = sync_client(primary_of(current.get()))
+    return wrap(client)
 
 
 def aclaude() -> AsyncAnthropic:
     """A real `anthropic.AsyncAnthropic` for the primary route. In a job its calls go over the job's routes, or hold it."""
     from tideover.providers.anthropic import async_client
 
-    return wrap(async_client(primary_of(current.get())))
+    client: AsyncAnthropic = async_client(primary_of(current.get()))
+    return wrap(client)
 
 
 def wrap(client: C) -> C:
     """The same for a client that you built: it stays the primary. In a job its retries are off: waiting is tideover's."""
-    import anthropic
-
     attempt = current.get()
-    made = async_carrier if isinstance(client, anthropic.AsyncAnthropic) else sync_carrier
-    carrier: Any = made(attempt, client)
+    made: Any = async_carrier if iscoroutinefunction(client.request) else sync_carrier
+    carrier = made(attempt)
     retries: dict[str, Any] = {} if attempt is None else {"max_retries": 0}
     carried: Any = client.with_options(middleware=[*client.middleware, carrier], **retries)
     return carried  # type: ignore[no-any-return]
@@ -83,7 +96,7 @@ def answer(tried: Tried) -> Any:
     return tried.response
 
 
-def sync_carrier(bound: Attempt | None, client: Any) -> Callable[[Any, Any], Any]:
+def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
     def carry(request: Any, call_next: Any) -> Any:
         from tideover.providers import wire
 
@@ -107,12 +120,12 @@ def sync_carrier(bound: Attempt | None, client: Any) -> Callable[[Any, Any], Any
                         said = attempt.health.turn(key, most_s)
                     case Try(route, model, _, began):
                         own = call_next if route == attempt.job.routes[0] else None
-                        said = wire.call(route, model, request, client, own, began)
+                        said = wire.call(route, model, request, own, began)
 
     return carry
 
 
-def async_carrier(bound: Attempt | None, client: Any) -> Callable[[Any, Any], Any]:
+def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
     async def carry(request: Any, call_next: Any) -> Any:
         from tideover.providers import wire
 
@@ -136,7 +149,7 @@ def async_carrier(bound: Attempt | None, client: Any) -> Callable[[Any, Any], An
                         said = await asyncio.to_thread(attempt.health.turn, key, most_s)
                     case Try(route, model, key, began):
                         own = call_next if route == attempt.job.routes[0] else None
-                        call = within_limit(attempt, route, wire.acall(route, model, request, client, own, began))
+                        call = within_limit(attempt, route, wire.acall(route, model, request, own, began))
                         said = await (call if key is None else unless_opened(attempt, route, key, call))
 
     return carry

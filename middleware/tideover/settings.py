@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 from urllib.parse import quote
@@ -31,7 +33,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from tideover.errors import ConfigurationError
 from tideover.sources import FILE_NAME, NOT_SETTINGS, Key, Reading, did_you_mean, dotted, env_name, flatten, mask, read, reason
 from tideover.store.address import check_namespace, parse
-from tideover.tables import BreakerSettings, CapacitySettings, DrainSettings, RouteSettings, WorkerSettings
+from tideover.tables import LIBRARIES, BreakerSettings, CapacitySettings, DrainSettings, RouteSettings, WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,11 +145,29 @@ class Settings(BaseSettings):
             return self._key_from_env(route_name, route.api_key_env)
         if route.api_key_file is not None:
             return self._key_from_file(route_name, route.api_key_file)
+        if route.kind == "foundry":
+            return self._key_from_env(route_name, "ANTHROPIC_FOUNDRY_API_KEY")
         if route.kind != "anthropic" or (route.base_url is not None and route_name != self.primary):
             return None
         if route.base_url is None:
             return self._key_from_env(route_name, "ANTHROPIC_API_KEY")
         return self._reading.environ.get("ANTHROPIC_API_KEY", "").strip() or None
+
+    def check_route(self, route_name: str) -> None:
+        """Raises `ConfigurationError` where the route's credential or its cloud's libraries are missing."""
+        self.api_key(route_name)
+        library, extra = LIBRARIES.get(self.route(route_name).kind, ("", ""))
+        with suppress(ModuleNotFoundError):
+            if not library or find_spec(library) is not None:
+                return
+        raise ConfigurationError(f"route {route_name} needs {library}: pip install 'tideover[{extra}]'")
+
+    def headers_of_others(self, route_name: str) -> tuple[str, ...]:
+        """Names of headers that the SDK takes from the environment for the primary, and that this route must not send."""
+        if route_name == self.primary:
+            return ()
+        lines = self._reading.environ.get("ANTHROPIC_CUSTOM_HEADERS", "").split("\n")
+        return tuple(line.partition(":")[0].strip() for line in lines if ":" in line)
 
     def _key_from_env(self, route_name: str, variable: str) -> str:
         if key := self._reading.environ.get(variable, "").strip():

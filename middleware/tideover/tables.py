@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -14,7 +15,59 @@ from tideover.store.address import split_url
 
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
+RouteKind: TypeAlias = Literal[
+    "anthropic",
+    "bedrock",
+    "bedrock-mantle",
+    "vertex",
+    "foundry",
+    "anthropic-aws",
+    "anthropic-google-cloud",
+    "openai-compatible",
+]
 DialectName: TypeAlias = Literal["openai", "gemini", "grok", "mistral", "compatible"]
+
+PASSES_NAMES = frozenset({"anthropic", "anthropic-aws", "anthropic-google-cloud"})
+"""Kinds of routes that know every model under Anthropic's own name for it."""
+
+OF_KINDS: Mapping[str, tuple[str, ...]] = {
+    "dialect": ("openai-compatible",),
+    "region": ("bedrock", "bedrock-mantle", "vertex", "anthropic-aws", "anthropic-google-cloud"),
+    "project": ("vertex", "anthropic-google-cloud"),
+    "workspace": ("anthropic-aws", "anthropic-google-cloud"),
+    "profile": ("bedrock", "bedrock-mantle", "anthropic-aws"),
+    "resource": ("foundry",),
+}
+"""Which kinds of routes have a setting that others have not."""
+
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "bedrock": ("region",),
+    "bedrock-mantle": ("region",),
+    "vertex": ("region", "project"),
+    "anthropic-aws": ("region", "workspace"),
+    "anthropic-google-cloud": ("region", "project", "workspace"),
+    "openai-compatible": ("base_url",),
+}
+
+LIBRARIES: Mapping[str, tuple[str, str]] = {
+    "bedrock": ("botocore", "bedrock"),
+    "bedrock-mantle": ("botocore", "bedrock"),
+    "anthropic-aws": ("botocore", "bedrock"),
+    "vertex": ("google.auth", "vertex"),
+    "anthropic-google-cloud": ("google.auth", "vertex"),
+}
+"""What a kind of route needs beside the SDK, and the extra of this package that brings it."""
+
+FAILURE_DOMAINS: Mapping[str, str] = {
+    "bedrock": "bedrock",
+    "bedrock-mantle": "bedrock",
+    "vertex": "vertex",
+    "foundry": "anthropic",
+    "anthropic-aws": "anthropic",
+    "anthropic-google-cloud": "anthropic",
+}
+"""Who runs the models of a kind of route, as its documentation says. Behind Foundry (where that is hosted on Anthropic's
+infrastructure), Claude Platform on AWS, and Anthropic's own service on Google Cloud it is Anthropic."""
 
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 BREAKER = BreakerPolicy()
@@ -26,7 +79,7 @@ class RouteSettings(BaseModel):
 
     model_config = STRICT
 
-    kind: Literal["anthropic", "openai-compatible"]
+    kind: RouteKind
     base_url: str | None = None
     """None means the SDK's own; an openai-compatible route has no such default."""
     dialect: DialectName | None = None
@@ -34,6 +87,18 @@ class RouteSettings(BaseModel):
     api_key_env: EnvName | None = None
     api_key_file: Path | None = None
     """Relative to the folder of tideover.toml."""
+    region: str | None = None
+    """Of AWS or Google."""
+    project: str | None = None
+    """Of Google Cloud."""
+    workspace: str | None = None
+    """Anthropic's, on AWS or Google Cloud."""
+    profile: str | None = None
+    """Of AWS' credentials; unset: its usual chain."""
+    resource: str | None = None
+    """Of Foundry, if base_url is not given."""
+    failure_domain: str | None = None
+    """Routes of one domain are expected to fail at once; unset: whoever runs the models, as far as kind and host tell."""
     models: dict[str, str] = Field(default_factory=dict)
     """The model that a task asks for → its name on this route."""
     max_in_flight: Annotated[int | None, Ge(1), Le(100_000)] = None
@@ -59,10 +124,16 @@ class RouteSettings(BaseModel):
 
     @model_validator(mode="after")
     def check_whole(self) -> Self:
-        if self.kind == "openai-compatible" and self.base_url is None:
-            raise ValueError("a route of kind openai-compatible needs base_url")
-        if self.kind != "openai-compatible" and self.dialect is not None:
-            raise ValueError("only a route of kind openai-compatible has a dialect")
+        for name in NEEDED.get(self.kind, ()):
+            if getattr(self, name) is None:
+                raise ValueError(f"a route of kind {self.kind} needs {name}")
+        for name, kinds in OF_KINDS.items():
+            if getattr(self, name) is not None and self.kind not in kinds:
+                raise ValueError(f"only a route of kind {' or '.join(kinds)} has a {name}")
+        if self.kind == "foundry" and (self.resource is None) == (self.base_url is None):
+            raise ValueError("a route of kind foundry needs resource, or base_url, and not both")
+        if self.profile is not None and (self.api_key_env or self.api_key_file):
+            raise ValueError("give profile, or a key, not both")
         if self.api_key_env is not None and self.api_key_file is not None:
             raise ValueError("give api_key_env or api_key_file, not both")
         return self
@@ -70,11 +141,23 @@ class RouteSettings(BaseModel):
     def model(self, asked: str) -> str | None:
         """What `asked` is called on this route; None when the route cannot serve it.
 
-        An anthropic route without a map serves every model under its own name.
+        Without a map a route to Anthropic itself serves every model under its own name, others serve none.
         """
-        if self.kind == "anthropic" and not self.models:
-            return asked
-        return self.models.get(asked)
+        return asked if self.passes_names else self.models.get(asked)
+
+    @property
+    def passes_names(self) -> bool:
+        return self.kind in PASSES_NAMES and not self.models
+
+    @property
+    def domain(self) -> str:
+        """Its failure domain."""
+        if self.failure_domain is not None:
+            return self.failure_domain
+        host = "" if self.base_url is None else split_url(self.base_url).netloc
+        if self.kind == "anthropic":
+            return "anthropic" if host in ("", "api.anthropic.com") else host
+        return FAILURE_DOMAINS.get(self.kind, host)
 
 
 class BreakerSettings(BaseModel):

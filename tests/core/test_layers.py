@@ -89,7 +89,7 @@ def test_the_contracts_would_notice() -> None:
     )
     assert "tideover.clock" in graph.find_modules_that_directly_import("time")
     assert "tideover.store.client" in graph.find_modules_that_directly_import("redis")
-    assert "tideover.call" in graph.find_modules_that_directly_import("anthropic")
+    assert "tideover.providers.wire" in graph.find_modules_that_directly_import("anthropic")
     assert "tideover.middleware" in graph.find_modules_that_directly_import("tideover_worker.boot")
     assert "tideover.health" not in graph.find_modules_that_directly_import("tideover.attempt") - {"tideover.health"}
     assert "tideover.attempt" not in graph.find_modules_that_directly_import("tideover.health")

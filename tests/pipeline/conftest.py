@@ -386,16 +386,22 @@ def operator(shop: Shop) -> Iterator[Operator]:
         yield made
 
 
-@pytest.fixture
-def serving() -> Iterator[Callable[..., str]]:
-    """Starts servers that answer every POST with these headers and bytes, then with `again` as long as the client stays."""
-    servers: list[ThreadingHTTPServer] = []
+class Serving:
+    """Servers that answer every POST with the same bytes, and what they were asked: path, headers and body."""
 
-    def serve(headers: dict[str, str], body: bytes, again: bytes = b"") -> str:
+    def __init__(self) -> None:
+        self.servers: list[ThreadingHTTPServer] = []
+        self.seen: list[tuple[str, dict[str, str], bytes]] = []
+
+    def __call__(self, headers: dict[str, str], body: bytes, again: bytes = b"", status: int = 200) -> str:
+        """Starts one: its URL. After the body it sends `again`, as long as the client stays."""
+        seen = self.seen
+
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["content-length"]))
-                self.send_response(200)
+                asked = self.rfile.read(int(self.headers["content-length"]))
+                seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}, asked))
+                self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -409,11 +415,15 @@ def serving() -> Iterator[Callable[..., str]]:
             def log_message(self, *args: object) -> None:
                 pass
 
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}"
+        self.servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=self.servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.servers[-1].server_port}"
 
-    yield serve
-    for server in servers:
+
+@pytest.fixture
+def serving() -> Iterator[Serving]:
+    started = Serving()
+    yield started
+    for server in started.servers:
         server.shutdown()
         server.server_close()

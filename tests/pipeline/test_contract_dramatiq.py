@@ -206,7 +206,7 @@ def test_a_due_delay_goes_through_enqueue_in_its_consumer_thread(broker: RedisBr
         wait_until(lambda: len(acks) == 2, within_s=60, description="the delayed job has run")
     redis_id = sent.options["redis_message_id"]
     assert [(redis_id, False, "default", "default.DQ")] == seen
-    assert (redis_id, 1) == acks[0]
+    assert (redis_id, 1) in acks
 
 
 # the worker

@@ -381,6 +381,22 @@ def test_a_route_that_is_gone_from_the_settings(shop: Shop, routes: dict[str, An
     assert f"`tideover breaker resume anthropic/{shop.model}`" in check.remedy
 
 
+def test_a_fallback_in_the_same_failure_domain(shop: Shop) -> None:
+    """It fails when the primary does, so a warning says so, and a setting ends it where the owner knows better."""
+    same = '[routes.{name}]\nkind = "anthropic-aws"\nregion = "r"\nworkspace = "w"\napi_key_env = "OPENAI_API_KEY"\n{more}'
+    other = same.format(name="apart", more='failure_domain = "aws"')
+    shop.configure(more=f"{same.format(name='near', more='')}\n{other}", primary_options='failure_domain = "anthropic"')
+    options: Any = {"criticality": "critical", "expires_in": None, **shop.quick}
+    ai_task(reroute=["near", "openai"], actor_name="twice", **options)(lambda: None)
+    ai_task(reroute=["apart", "openai"], actor_name="well", **options)(lambda: None)
+    shop.work()
+    check = the(shop, "routes")
+    assert ("warns", "task twice reroutes into the same outage: near is in the failure domain of anthropic (anthropic)") == (
+        check.severity,
+        check.sentence,
+    )
+
+
 def test_in_mode_observe_no_breaker_keeps_jobs(shop: Shop, operator: Operator) -> None:
     """They go whatever it says, and nothing would be held in the next outage: that is told."""
     outage(shop)

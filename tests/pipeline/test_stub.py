@@ -31,6 +31,8 @@ from tideover.testing.books import account
 if TYPE_CHECKING:
     from tests.conftest import WaitUntil
 
+    from tideover.health import Health
+
 MODEL = "claude-opus-4-8"
 KEY = f"anthropic/{MODEL}"
 SOON = timedelta(seconds=60)
@@ -53,11 +55,11 @@ SETTINGS = {
 class Desk:
     """A StubBroker with two providers; `ran` notes each run of a function, by tag."""
 
-    def __init__(self, broker: StubBroker) -> None:
+    def __init__(self, broker: StubBroker, wait: WaitUntil) -> None:
         swift = Latency(base_s=0.002, per_output_token_s=0.0, jitter=0.0)
         self.anthropic = FakeProvider("anthropic", latency=swift)
         self.openai = FakeProvider("openai", dialect="openai-compatible", latency=swift)
-        self.broker = broker
+        self.broker, self.wait = broker, wait
         self.ran: list[str] = []
         self.workers: list[Worker] = []
 
@@ -99,8 +101,14 @@ class Desk:
         """The provider is down, and its breaker open; the job that paid for it is held."""
         self.anthropic.fail(Fault.OVERLOADED)
         canary = self.tag.send("canary")
+        self.wait(lambda: self.health().view(KEY).generation, within_s=60, description="its breaker opens")
         self.join()
         return canary
+
+    def health(self) -> Health:
+        node = next(m.node for m in self.broker.middleware if isinstance(m, Tideover))
+        assert node is not None
+        return node.gate.health
 
     def result(self, job: Message[Any]) -> Any:
         return tideover.wait_for_sync(job, timeout=SOON, through_holds=True)
@@ -129,11 +137,11 @@ def stub() -> Iterator[StubBroker]:
 
 
 @pytest.fixture
-def desk(stub: StubBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(stub: StubBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil) -> Iterator[Desk]:
     for logger in logging.Logger.manager.loggerDict.values():
         monkeypatch.setattr(logger, "disabled", False, raising=False)
     monkeypatch.chdir(tmp_path)
-    made = Desk(stub)
+    made = Desk(stub, wait_until)
     with made.anthropic, made.openai:
         urls = {"ROUTES__ANTHROPIC__BASE_URL": made.anthropic.base_url, "ROUTES__OPENAI__BASE_URL": made.openai.base_url}
         for name, value in (SETTINGS | urls).items():

@@ -127,7 +127,7 @@ def check_tasks(config: Settings, tasks: Iterable[AITask[Any, Any]]) -> None:
     for task in tasks:
         task.check_routes()
         for route in task.routes():
-            config.api_key(route)
+            config.check_route(route)
 
 
 def check_store(client: Client) -> None:
@@ -151,7 +151,8 @@ def enter(registry: Registry, config: Settings, tasks: list[AITask[Any, Any]]) -
     """Writes what tools need to know of this deployment; no secret is among it."""
     registry.announce()
     registry.enter_tasks({task.actor_name: task.facts() for task in tasks})
-    registry.enter_routes({name: {"kind": route.kind, "models": route.models} for name, route in config.routes.items()})
+    routes = config.routes.items()
+    registry.enter_routes({name: {"kind": r.kind, "models": r.models, "domain": r.domain} for name, r in routes})
 
 
 def facts_of_worker(config: Settings, worker: Worker) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def checks(seen: Seen) -> list[Check]:
         of_tasks,
         of_orders,
         of_breakers,
+        of_domains,
         of_modes,
         of_review,
         of_bodies,
@@ -189,6 +190,19 @@ def of_breaker(seen: Seen, breaker: BreakerStatus) -> Iterator[Check]:
     if n:
         sentence += f"; {stays(n)}"
     yield Check(subject="breakers", severity="blocks" if n else "warns", sentence=sentence, remedy=remedy, jobs=n)
+
+
+def of_domains(seen: Seen) -> Iterator[Check]:
+    """Fallbacks that are expected to fail together with the route that they stand in for."""
+    domains = {route.name: route.domain for route in seen.standing.routes}
+    for task in seen.standing.tasks:
+        primary, *others = task.routes
+        alike = [route for route in others if domains.get(primary) and domains.get(route) == domains[primary]]
+        if alike:
+            who = f"{' and '.join(alike[:MOST_NAMED])}{' is' if len(alike) == 1 else ' are'} in the failure domain of {primary}"
+            sentence = f"task {task.name} reroutes into the same outage: {who} ({domains[primary]})"
+            remedy = "let it reroute to another provider too, or say the route's failure_domain in the settings"
+            yield Check(subject="routes", severity="warns", sentence=sentence, remedy=remedy)
 
 
 def of_modes(seen: Seen) -> Iterator[Check]:

@@ -28,9 +28,12 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteStatus:
+    """`domain`: its failure domain; empty: an older worker has not told it."""
+
     name: str
     kind: str
     models: dict[str, str]
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

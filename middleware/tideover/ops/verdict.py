@@ -11,6 +11,7 @@ from tideover.core.route import breaker_key, split_key
 from tideover.ops.breakers import BreakerStatus
 from tideover.ops.standing import RouteStatus, Standing, TaskStatus
 from tideover.ops.values import about, counted
+from tideover.tables import PASSES_NAMES
 
 Level = Literal[
     "lost",
@@ -227,4 +228,4 @@ def usable(task: TaskStatus, model: str, standing: Standing) -> str | None:
 
 
 def serves(route: RouteStatus | None, model: str) -> bool:
-    return route is not None and (model in route.models or (route.kind == "anthropic" and not route.models))
+    return route is not None and (model in route.models or (route.kind in PASSES_NAMES and not route.models))

@@ -18,6 +18,7 @@ import httpx2
 
 from tideover import clock
 from tideover.core.outcome import Outcome, of_exception, of_message, of_stream_error
+from tideover.providers.clouds import achunks_of, chunks_of
 from tideover.providers.reassembly import Reassembly
 
 MOST_SILENCES = 5
@@ -69,14 +70,10 @@ class Watch:
         return self.stream.begun or self.stream.ended
 
 
-def is_event_stream(upstream: httpx2.Response) -> bool:
-    return "event-stream" in upstream.headers.get("content-type", "event-stream")
-
-
 def whole(upstream: httpx2.Response, watch: Watch) -> httpx2.Response:
     """Reads a stream to its end: the answer that a plain call would have got."""
     try:
-        for chunk in upstream.iter_bytes():
+        for chunk in chunks_of(upstream):
             watch.take(chunk)
         watch.stream.end()
     except httpx2.TransportError:
@@ -90,7 +87,7 @@ def whole(upstream: httpx2.Response, watch: Watch) -> httpx2.Response:
 async def awhole(upstream: httpx2.Response, watch: Watch) -> httpx2.Response:
     """As `whole`, from an event loop."""
     try:
-        async for chunk in upstream.aiter_bytes():
+        async for chunk in achunks_of(upstream):
             watch.take(chunk)
         watch.stream.end()
     except httpx2.TransportError:
@@ -103,7 +100,7 @@ async def awhole(upstream: httpx2.Response, watch: Watch) -> httpx2.Response:
 
 def opened(upstream: httpx2.Response, watch: Watch) -> httpx2.Response:
     """Reads a stream to its first content: the stream from its beginning, or the error that came instead."""
-    chunks, first = upstream.iter_bytes(), list[bytes]()
+    chunks, first = chunks_of(upstream), list[bytes]()
     try:
         for chunk in chunks:
             first.append(chunk)
@@ -123,7 +120,7 @@ def opened(upstream: httpx2.Response, watch: Watch) -> httpx2.Response:
 
 async def aopened(upstream: httpx2.Response, watch: Watch) -> httpx2.Response:
     """As `opened`, from an event loop."""
-    chunks, first = upstream.aiter_bytes(), list[bytes]()
+    chunks, first = achunks_of(upstream), list[bytes]()
     try:
         async for chunk in chunks:
             first.append(chunk)

@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 import anthropic
 import httpx2
-from anthropic.types import Message
 
 from tideover import clock
 from tideover.core.outcome import OK, Outcome, of_exception, of_message, of_response
@@ -23,6 +22,7 @@ from tideover.errors import ConfigurationError
 from tideover.providers import anthropic as messages
 from tideover.providers import openai_compatible as chat
 from tideover.providers import streaming
+from tideover.providers.clouds import is_event_stream
 from tideover.providers.streaming import Fate
 from tideover.settings import settings
 
@@ -75,9 +75,11 @@ def is_message_call(request: Any) -> bool:
     return request.method.lower() == "post" and request.url in MESSAGES and isinstance(request.json, dict)
 
 
-def call(route: str, model: str, request: Any, client: Any, call_next: Any, began: Callable[[], None] | None) -> Tried:
-    """From a thread. `client`: the caller's own. `call_next`: its rest, where the route is the primary; else None. `began`: see
-    `tideover.plan.Try`."""
+def call(route: str, model: str, request: Any, call_next: Any, began: Callable[[], None] | None) -> Tried:
+    """From a thread. `call_next`: the rest of the caller's own client, where the route is the primary; else None.
+
+    `began`: see `tideover.plan.Try`.
+    """
     losses: tuple[str, ...] = ()
     try:
         found, streams = settings().route(route), began is not None or request.stream
@@ -88,18 +90,18 @@ def call(route: str, model: str, request: Any, client: Any, call_next: Any, bega
             http = call_next(as_sent(route, model, request, began and messages.STREAM)).http_response
         else:
             sent = as_sent(route, model, request, began and messages.STREAM, stranger=True)
-            http = messages.over(messages.sync_client(route), sent).http_response
-        if began is not None and http.is_success and streaming.is_event_stream(http):
+            http = messages.over(messages.sync_client(route), sent)
+        if began is not None and http.is_success and is_event_stream(http):
             watch = streaming.Watch(began, streaming.MOST_SILENCES * found.timeout_s)
             http = streaming.opened(http, watch) if request.stream else streaming.whole(http, watch)
         elif not http.is_success or (began is not None and not http.is_closed):
             http.read()
-        return tried(route, request, http, messages.as_response(http, client, request), losses)
+        return tried(route, request, http, messages.as_response(http, request), losses)
     except Exception as error:  # noqa: BLE001 - judged here, raised again where it is final
         return failed(route, error)
 
 
-async def acall(route: str, model: str, request: Any, client: Any, call_next: Any, began: Callable[[], None] | None) -> Tried:
+async def acall(route: str, model: str, request: Any, call_next: Any, began: Callable[[], None] | None) -> Tried:
     """As `call`, from an event loop."""
     losses: tuple[str, ...] = ()
     try:
@@ -111,13 +113,13 @@ async def acall(route: str, model: str, request: Any, client: Any, call_next: An
             http = (await call_next(as_sent(route, model, request, began and messages.ASYNC_STREAM))).http_response
         else:
             sent = as_sent(route, model, request, began and messages.ASYNC_STREAM, stranger=True)
-            http = (await messages.aover(messages.async_client(route), sent)).http_response
-        if began is not None and http.is_success and streaming.is_event_stream(http):
+            http = await messages.aover(messages.async_client(route), sent)
+        if began is not None and http.is_success and is_event_stream(http):
             watch = streaming.Watch(began, streaming.MOST_SILENCES * found.timeout_s)
             http = await (streaming.aopened(http, watch) if request.stream else streaming.awhole(http, watch))
         elif not http.is_success or (began is not None and not http.is_closed):
             await http.aread()
-        return tried(route, request, http, messages.as_async_response(http, client, request), losses)
+        return tried(route, request, http, messages.as_async_response(http, request), losses)
     except Exception as error:  # noqa: BLE001 - judged here, raised again where it is final
         return failed(route, error)
 
@@ -194,14 +196,9 @@ def chat_options(route: str, model: str, request: Any, streams: bool) -> dict[st
         "body": request.json,
         "stream": streams,
         "timeout_s": found.timeout_s,
-        "headers": passed_on(request.headers),
+        "headers": messages.for_strangers(request.headers),
         "dialect": found.dialect,
     }
-
-
-def passed_on(headers: Mapping[str, Any]) -> dict[str, str]:
-    """The caller's own extra headers, without those that the SDK uses to talk to itself."""
-    return {name: value for name, value in headers.items() if name.lower().startswith("x-") and "stainless" not in name.lower()}
 
 
 def probe(route: str, model: str, timeout_s: float) -> Outcome:
@@ -223,9 +220,8 @@ def probe(route: str, model: str, timeout_s: float) -> Outcome:
         else:
             client = messages.sync_client(route).with_options(timeout=timeout_s, max_retries=0)
             # not `messages.create`: monitors that wrap it (Sentry) would tell of each probe that fails
-            answer: Any = client.post("/v1/messages", cast_to=Message, body=body, stream=True, stream_cls=messages.STREAM)
-            http = answer.response
-        if streaming.is_event_stream(http):
+            http = client.post("/v1/messages", cast_to=httpx2.Response, body=body, stream=True, stream_cls=messages.STREAM)
+        if is_event_stream(http):
             http = streaming.whole(http, streaming.Watch(no_matter, timeout_s, most_s=2 * timeout_s))
         content = http.read()
         return of_message(content) if http.is_success else of_response(http.status_code, http.headers, content, now=clock.now())
@@ -257,7 +253,8 @@ def knock(route: str, timeout_s: float) -> Outcome:
             return OK
     except Exception as error:  # noqa: BLE001 - judged
         outcome = of_exception(error, now=clock.now())
-    return OK if outcome.why.startswith(("404", "405")) else outcome
+    no_list = ("404", "405") if found.kind in ("anthropic", "openai-compatible") else ("4",)  # clouds refuse what they lack
+    return OK if outcome.why.startswith(no_list) else outcome
 
 
 def sync_http() -> httpx2.Client:

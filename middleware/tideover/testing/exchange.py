@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, assert_never
 
 from tideover import clock
-from tideover.testing import answers
+from tideover.testing import answers, clouds
 from tideover.testing.faults import Fault
 from tideover.testing.ledger import OK
 
@@ -40,6 +40,8 @@ class Exchange:
     hang_over: Callable[[], bool] | None
     limits: Mapping[str, str]
     """Headers of good answers that tell the limit."""
+    frames: bool = False
+    """Whether a stream goes out in AWS' frames."""
 
     async def perform(self, fault: Fault | None) -> None:
         """Answer the call. Raises `ClientGone` when the client does not wait for it."""
@@ -103,8 +105,9 @@ class Exchange:
     async def send_stream(self, fault: Fault | None) -> None:
         """Send the first piece after the first-token wait, the others evenly over the rest of it."""
         await self.connection.sleep(self.wait.first_s)
-        await self.connection.begin_stream({**self.headers("text/event-stream; charset=utf-8"), **self.limits})
-        *pieces, last = answers.stream(self.ask, fault)
+        kind = clouds.AWS_STREAM if self.frames else "text/event-stream; charset=utf-8"
+        await self.connection.begin_stream({**self.headers(kind), **self.limits})
+        *pieces, last = [clouds.framed(piece) if self.frames else piece for piece in answers.stream(self.ask, fault)]
         for piece in pieces:
             await self.connection.chunk(piece)
             await self.connection.sleep(self.wait.rest_s / len(pieces))

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from tideover import clock
-from tideover.testing import answers, control
+from tideover.testing import answers, clouds, control
 from tideover.testing.answers import DIALECTS, Ask, Dialect
 from tideover.testing.exchange import Exchange
 from tideover.testing.faults import FRONT_DOOR, Fault, Phase, PhaseNow, Schedule, fault_named
@@ -36,9 +36,10 @@ REFUSAL_COST = 0.2
 class FakeProvider:
     """One provider, for use as a context manager (a thread of its own serves) or on a running loop (`open`, `close`).
 
-    `POST .../v1/messages` and `POST .../chat/completions` answer on any path prefix, whatever the dialect; `dialect` only
-    picks which `base_url` is reported. `fail`, `play`, `heal`, `phase` and `calls` may be used from any thread and also
-    while it is stopped. A stopped provider refuses connections, keeps its port and ledger, and may be started again.
+    `POST .../v1/messages` and `POST .../chat/completions` answer on any path prefix, whatever the dialect, and so do the paths
+    of Bedrock and Vertex; `dialect` only picks which `base_url` is reported. `fail`, `play`, `heal`, `phase` and `calls` may
+    be used from any thread and also while it is stopped. A stopped provider refuses connections, keeps its port and ledger,
+    and may be started again.
 
     Args:
       name: stands in the ledger and at the start of each answer's text.
@@ -187,7 +188,7 @@ class FakeProvider:
         if control.is_control(path):
             status, body = control.answer(self, request)
             await connection.respond(status, json.dumps(body).encode(), {"content-type": "application/json"})
-        elif request.method == "POST" and path.endswith("/v1/messages"):
+        elif request.method == "POST" and (path.endswith("/v1/messages") or clouds.as_messages(request) is not None):
             await self.infer(connection, request, "anthropic")
         elif request.method == "POST" and path.endswith("/chat/completions"):
             await self.infer(connection, request, "openai-compatible")
@@ -209,7 +210,8 @@ class FakeProvider:
     async def infer(self, connection: Connection, request: Request, dialect: Dialect) -> None:
         """Answer one call and keep its row."""
         n = self.ledger.next_n
-        ask = answers.read_ask(dialect, request.body, request.headers, speaker=self.name, n=n)
+        read = clouds.as_messages(request) or request
+        ask = answers.read_ask(dialect, read.body, request.headers, speaker=self.name, n=n)
         key_ok = self.lets_in(request.headers)
         drawn, wait, retry_after_s = self.draw(ask)
         limits = self.limit_headers(dialect, ask.model)
@@ -226,7 +228,8 @@ class FakeProvider:
         )
         hang_over = (lambda: not self.fails(ask.model)) if self.release_hangs else None
         try:
-            await Exchange(connection, ask, entry, wait, retry_after_s, hang_over, limits).perform(fault)
+            frames = clouds.wants_frames(request)
+            await Exchange(connection, ask, entry, wait, retry_after_s, hang_over, limits, frames).perform(fault)
         except (ClientGone, ConnectionError):
             entry.end(CLIENT_GONE, None)
             raise
@@ -294,7 +297,8 @@ class FakeProvider:
         """Whether the request shows the key."""
         if self.api_key is None:
             return True
-        shown = headers.get("x-api-key", headers.get("authorization", "").removeprefix("Bearer "))
+        bearer = headers.get("authorization", "").removeprefix("Bearer ")
+        shown = headers.get("x-api-key", headers.get("api-key", bearer))  # Azure's name, and everybody's
         return hmac.compare_digest(shown.encode(), self.api_key.encode())
 
     def answer_aside(self, request: Request, dialect: Dialect) -> tuple[int, Mapping[str, Any]]:
