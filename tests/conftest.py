@@ -75,7 +75,15 @@ def keys() -> Keys:
 
 # The table of keys
 
-NAMES = {"queue": r"[^:]+", "worker": r"[^:]+", "day": r"\d{8}|today", "group": r"[^:]+", "key": r".+", "name": r"[a-z]+"}
+NAMES = {
+    "queue": r"[^:]+",
+    "worker": r"[^:]+",
+    "day": r"\d{8}|today",
+    "group": r"[^:]+",
+    "key": r".+",
+    "name": r"[a-z]+",
+    "digest": r"[0-9a-f]+",
+}
 ANY_NAMESPACE = r"[^:]+"
 MOST_SECONDS = {
     "2 min": 120,

@@ -3,6 +3,7 @@
 
 from tideover.attempt import Served
 from tideover.call import aclaude, claude, last_served, text_of, wrap
+from tideover.degrading import LastGood
 from tideover.errors import (
     CapacityReached,
     ConfigurationError,
@@ -29,6 +30,7 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "JobStatus",
+    "LastGood",
     "NotYet",
     "ProviderError",
     "Rejected",

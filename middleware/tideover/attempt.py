@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import SkipMessage
@@ -37,11 +37,15 @@ class Held(SkipMessage):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Who answered a call: the route, its name for the model, and what could not be carried there."""
+    """Who answered a call: the route, its name for the model, and what could not be carried there.
+
+    `degraded`: no route did, and the task's degraded answer takes its place. (`route` and `model` are empty.)
+    """
 
     route: str
     model: str
     losses: tuple[str, ...] = ()
+    degraded: bool = False
 
 
 @dataclass(slots=True)
@@ -67,8 +71,12 @@ class Attempt:
     served: list[Served] = field(default_factory=list)
     spent: set[str] = field(default_factory=set)
     """Breakers over which it has begun a call."""
-    degraded: bool = False
-    """It was past its expiry, and its answer is the task's degraded one."""
+    degraded: Literal["", "expired", "outage"] = ""
+    """Why its answer is the task's degraded one: it was past its expiry, or no route was usable."""
+    age_s: float | None = None
+    """How old that answer is, if it was a good one once."""
+    otherwise: Hold | None = None
+    """No route is usable, so the degraded answer is due; this hold, if there is none."""
     limit_s: float | None = None
     """How long a coroutine may run (dramatiq's `time_limit`); None: for ever, or a function, which dramatiq interrupts."""
     cut: Timeout | None = None

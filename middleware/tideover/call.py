@@ -71,8 +71,13 @@ def wrap(client: C) -> C:
 
 
 def last_served() -> Served | None:
-    """Who answered the latest call of the running job; None outside a job, and before its first answer."""
+    """Who answered the latest call of the running job; None outside a job, and before its first answer.
+
+    In the function that makes a task's degraded answer it says that nobody did.
+    """
     attempt = current.get()
+    if attempt is not None and attempt.degraded:
+        return Served("", "", degraded=True)
     return attempt.served[-1] if attempt is not None and attempt.served else None
 
 

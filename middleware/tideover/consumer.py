@@ -16,6 +16,7 @@ from dramatiq.message import Message
 from tideover import answering, clock, events
 from tideover.attempt import Note, note_of
 from tideover.core.admission import Expire, GiveBack, Hold
+from tideover.degrading import keep
 from tideover.errors import StoreUnavailable
 from tideover.gate import Gate, is_ours, mark_storied, redis_id, twin_of
 from tideover.results import store_expired
@@ -105,6 +106,8 @@ class GatedConsumer(Consumer):
             elif note.follow_up_failed or note.give_back:
                 self.gate.backlog.give_back(self.gate.worker, self.queue, [redis_id(message)])
             else:
+                if note.end == "succeeded" and note.attempt is not None:
+                    keep(self.gate.degrade_of(message), note.attempt, message, note.result)
                 if note.end == "succeeded" and self.gate.health.mode == "act" and twin_of(message):
                     answering.answer(self.gate, self.queue, message, note.result)
                 self.gate.settle(self.queue, message, note.end or "unexplained")

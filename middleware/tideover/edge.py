@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from inspect import isawaitable, signature, unwrap
 from traceback import walk_tb
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
-from tideover import clock
+from tideover import clock, events
 from tideover.attempt import Attempt, Held, HoldSignal, current
 from tideover.core.admission import Hold, needs_review
+from tideover.degrading import Degrade, Degraded, LastGood, degraded_answer
 from tideover.errors import JobExpired
 
 R = TypeVar("R")
@@ -75,36 +76,77 @@ def done(attempt: Attempt | None) -> None:
         attempt.health.note_job(attempt.job.task, attempt.job.id, refused=False)
 
 
-def is_late(attempt: Attempt | None) -> bool:
-    """Whether a job is past its expiry, so that only its degraded answer is of use."""
-    return attempt is not None and attempt.job.expires_at is not None and clock.now() >= attempt.job.expires_at
+class Edge:
+    """One run of a job at the edge of its function: what its task's degraded answer is, and when it is due."""
+
+    def __init__(self, *, degrade: Degrade, when_late: bool) -> None:
+        self.degrade, self.when_late, self.attempt = degrade, when_late, current.get()
+
+    @property
+    def is_late(self) -> bool:
+        """The job is past its expiry, so that only its degraded answer is of use."""
+        expires_at = None if self.attempt is None else self.attempt.job.expires_at
+        return self.when_late and expires_at is not None and clock.now() >= expires_at
+
+    @property
+    def has_no_route(self) -> bool:
+        """A call found no route usable, and nothing else stopped the job."""
+        attempt = self.attempt
+        return attempt is not None and not attempt.degraded and attempt.otherwise is not None and attempt.hold is None
+
+    def begin(self, why: Literal["expired", "outage"]) -> Attempt:
+        assert self.attempt is not None
+        self.attempt.degraded = why
+        events.job_degraded(self.attempt.job.id, self.attempt.job.task, why)
+        return self.attempt
+
+    def answer(self, why: Literal["expired", "outage"]) -> Any:
+        """The degraded answer, which may be awaitable. Without one the job is held, or expires."""
+        attempt = self.begin(why)
+        return self.value(attempt, degraded_answer(self.degrade, attempt))
+
+    async def async_answer(self, why: Literal["expired", "outage"]) -> Any:
+        attempt = self.begin(why)
+        if isinstance(self.degrade, LastGood):  # which is in Redis
+            return self.value(attempt, await asyncio.to_thread(degraded_answer, self.degrade, attempt))
+        value = self.value(attempt, degraded_answer(self.degrade, attempt))
+        return await value if isawaitable(value) else value
+
+    def value(self, attempt: Attempt, found: Degraded | None) -> Any:
+        if found is not None:
+            attempt.age_s = found.age_s
+            return found.value
+        why, attempt.degraded = attempt.degraded, ""
+        if why == "expired":
+            raise JobExpired(attempt.job.id)
+        leave(attempt, HoldSignal(), attempt.otherwise)
+        return None
 
 
-def async_edge(fn: Callable[..., Awaitable[R]], degraded: Callable[..., Any] | None) -> Callable[..., Awaitable[R]]:
-    async def answer_degraded(attempt: Attempt, *args: Any, **kwargs: Any) -> R:
-        assert degraded is not None
-        attempt.degraded = True
-        answer = degraded(*args, **kwargs)
-        return cast(R, await answer if isawaitable(answer) else answer)
-
+def async_edge(fn: Callable[..., Awaitable[R]], edge: Callable[[], Edge]) -> Callable[..., Awaitable[R]]:
     @wraps(fn)
-    async def run(*args: Any, **kwargs: Any) -> R:
-        attempt = current.get()
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        job = edge()
+        attempt = job.attempt
         try:
-            if degraded is not None and attempt is not None and is_late(attempt):
-                return await answer_degraded(attempt, *args, **kwargs)
+            if job.is_late:
+                return await job.async_answer("expired")
             result = await fn(*args, **kwargs)
         except asyncio.CancelledError:
             raise
         except JobExpired:
-            if degraded is None or attempt is None or attempt.degraded:
+            if attempt is None or attempt.degraded or not job.when_late:
                 raise
-            return await answer_degraded(attempt, *args, **kwargs)
+            return await job.async_answer("expired")
         except BaseException as error:
             if attempt is not None:
                 attempt.stop_the_clock()
+            if job.has_no_route and hold_in(error):
+                return await job.async_answer("outage")
             leave(attempt, error, misfit(attempt, error, fn) or await asyncio.to_thread(hold_for, attempt, error))
             raise
+        if job.has_no_route:
+            return await job.async_answer("outage")
         done(attempt)
         leave(attempt, None)
         return result
@@ -112,26 +154,26 @@ def async_edge(fn: Callable[..., Awaitable[R]], degraded: Callable[..., Any] | N
     return run
 
 
-def sync_edge(fn: Callable[..., R], degraded: Callable[..., Any] | None) -> Callable[..., R]:
-    def answer_degraded(attempt: Attempt, *args: Any, **kwargs: Any) -> R:
-        assert degraded is not None
-        attempt.degraded = True
-        return cast(R, degraded(*args, **kwargs))
-
+def sync_edge(fn: Callable[..., R], edge: Callable[[], Edge]) -> Callable[..., R]:
     @wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> R:
-        attempt = current.get()
+    def run(*args: Any, **kwargs: Any) -> Any:
+        job = edge()
+        attempt = job.attempt
         try:
-            if degraded is not None and attempt is not None and is_late(attempt):
-                return answer_degraded(attempt, *args, **kwargs)
+            if job.is_late:
+                return job.answer("expired")
             result = fn(*args, **kwargs)
         except JobExpired:
-            if degraded is None or attempt is None or attempt.degraded:
+            if attempt is None or attempt.degraded or not job.when_late:
                 raise
-            return answer_degraded(attempt, *args, **kwargs)
+            return job.answer("expired")
         except BaseException as error:
+            if job.has_no_route and hold_in(error):
+                return job.answer("outage")
             leave(attempt, error, misfit(attempt, error, fn) or hold_for(attempt, error))
             raise
+        if job.has_no_route:
+            return job.answer("outage")
         done(attempt)
         leave(attempt, None)
         return result

@@ -18,6 +18,7 @@ from tideover.attempt import note_of
 from tideover.core.admission import Expire, GiveBack, Hold, decide, needs_review, unless_one_runs
 from tideover.core.job import Criticality, End, Job, is_criticality
 from tideover.core.route import breaker_key
+from tideover.degrading import NOTHING, Degrade
 from tideover.stamp import STAMP, stamp_of, tenant_of
 from tideover.store.account import Ended, Ledger
 from tideover.store.backlog import Backlog, Fetched
@@ -100,6 +101,11 @@ class Gate:
         self.taken: dict[str, dict[str, MessageProxy]] = defaultdict(dict)
         """By queue: what this process has fetched and not yet parted with, over all consumers that dramatiq builds."""
 
+    def degrade_of(self, message: Any) -> Degrade:
+        """What the task of a message says of its degraded answer."""
+        task = self.broker.actors.get(message.actor_name)
+        return task.degrade if isinstance(task, AITask) else NOTHING
+
     def job(self, message: Any) -> Job | None:
         """What admission may know of a message; None when it is no AI task's."""
         task = self.broker.actors.get(message.actor_name)
@@ -114,6 +120,7 @@ class Gate:
             models=tuple(task.models or self.learned(message.actor_name, task.routes()[0])),
             expires_at=expires_ms / 1000 if isinstance(expires_ms, int | float) else None,
             reroute_when_deferrable=task.reroute_when_deferrable,
+            degrades=task.degrade is not NOTHING,
         )
 
     def learned(self, task: str, primary: str) -> list[str]:
@@ -248,14 +255,25 @@ class Gate:
             self.tell(last_line(message, end))
         if not self._settling[queue](Ended(redis_id(message), message.message_id, end, tenant_of(message))):
             return
+        self.note_degraded(message)
         match end:
             case "unexplained":
                 events.job_end_unexplained(message.message_id, message.actor_name)
             case "expired":
                 events.job_expired(message.message_id, message.actor_name, queue)
             case "succeeded" | "failed" | "discarded":
-                if end == "failed" or rerouted or is_storied(message):
+                degraded = attempt is not None and attempt.degraded
+                if end == "failed" or rerouted or degraded or is_storied(message):
                     self.tell(last_line(message, end))
+
+    def note_degraded(self, message: MessageProxy) -> None:
+        """Counts an answer that was made without a model."""
+        attempt = note_of(message).attempt
+        if attempt is not None and attempt.degraded:
+            try:
+                self.health.registry.count("degraded")
+            except FAILED as error:
+                events.store_unavailable("counting degraded answers", type(error).__name__)
 
     def tell(self, *lines: Line) -> None:
         """Adds to stories. They explain; they decide nothing, so failing to tell is no failure of the job."""
@@ -326,7 +344,8 @@ def last_line(message: MessageProxy, end: End) -> Line:
     if attempt is not None:
         said["served"] = [f"{served.route}:{served.model}" for served in attempt.served]
         if attempt.degraded:
-            said["degraded"] = True
+            said["degraded"] = attempt.degraded
+            said |= {} if attempt.age_s is None else {"age_s": round(attempt.age_s, 1)}
     return Line(message.message_id, clock.now(), end, said)
 
 

@@ -20,6 +20,7 @@ from tideover.core.route import WHOLE, Hop, above, breaker_key, route_key, task_
 from tideover.evidence import MOST_KEYS, PROBE, Flight, Flights, Paced
 from tideover.reporting import FLUSH_S, Reporter, quiet_s
 from tideover.settings import Mode, Settings
+from tideover.store.answers import Answers
 from tideover.store.breakers import Breakers
 from tideover.store.client import FAILED
 from tideover.store.keys import BYPASS
@@ -48,7 +49,7 @@ class Health:
 
     def __init__(self, settings: Settings, breakers: Breakers, registry: Registry) -> None:
         self.settings, self.breakers, self.registry = settings, breakers, registry
-        self.paces = Paces(breakers.client, breakers.keys)
+        self.paces, self.answers = Paces(breakers.client, breakers.keys), Answers(breakers.client, breakers.keys)
         self.policy = settings.breaker.policy()
         self.process = uuid4().hex[:12]
         self.views: dict[str, Breaker] = {}
@@ -151,10 +152,6 @@ class Health:
         finally:
             self.flights.forget(flight)
 
-    def note_probe(self) -> None:
-        """Counts a probe, because probes cost money."""
-        self.probes += 1
-
     def take_slot(self, route: str) -> bool:
         """Whether the route has room for one more call of this process; give it back with `free_slot`."""
         slots = self._slots.get(route)
@@ -246,7 +243,7 @@ class Health:
         for _ in range(MOST_PROBES):
             with self.probing(route, model) as flight:
                 outcome = wire.probe(route, model, self.reporter.limit_s(key, asks_little=True))
-                self.note_probe()
+                self.probes += 1  # which cost money
                 events.probe_answered(key, outcome.answered, outcome.why)
                 self.end(flight, OK if outcome.answered else outcome)
             if outcome.answered:
@@ -287,7 +284,7 @@ class Health:
 
     @property
     def is_alone(self) -> bool:
-        """Whether Redis has been gone for so long that this process decides by what it sees itself."""
+        """Redis has been gone for so long that this process decides by what it sees itself."""
         return self._gone_since is not None and clock.monotonic() - self._gone_since > STATIC_S
 
     # following

@@ -178,7 +178,7 @@ class Tideover(dramatiq.Middleware):
     ) -> None:
         note = note_of(message)
         note.end, note.result = ("succeeded", result) if exception is None else ("failed", None)
-        if note.end == "succeeded" and note.attempt is not None and note.attempt.degraded:
+        if note.end == "succeeded" and note.attempt is not None and note.attempt.degraded == "expired":
             note.end = "expired"
         current.set(None)
 

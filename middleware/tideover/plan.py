@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from tideover import clock, events
 from tideover.attempt import Attempt, HoldSignal, Served
-from tideover.core.admission import Expire, GiveBack, Hold, Reroute, Run, Verdict, decide
+from tideover.core.admission import Degrade, Expire, GiveBack, Hold, Reroute, Run, Verdict, decide
 from tideover.core.route import BUSY, NO_TURN, Hop, Permit, breaker_key
-from tideover.errors import JobExpired
+from tideover.errors import JobExpired, ProviderError
 
 if TYPE_CHECKING:
     from tideover.providers.wire import Tried
@@ -74,6 +74,8 @@ Plan: TypeAlias = "Generator[Step, Said, Tried]"
 def plan(attempt: Attempt, model: str) -> Plan:
     """Which route to try, and what its answer means for the job; ends with what the caller gets, or in a hold."""
     health, job, primary = attempt.health, attempt.job, attempt.job.routes[0]
+    if attempt.degraded == "outage":
+        raise ProviderError(primary, "outage", "no route is usable, and what makes the degraded answer may not call a model")
     attempt.model = model
     health.learn(job.task, model)
     if health.mode == "bypass":
@@ -105,6 +107,9 @@ def plan(attempt: Attempt, model: str) -> Plan:
                     assert last is not None
                     return last
                 refused.clear()
+            case Degrade(otherwise):
+                attempt.otherwise = otherwise
+                raise HoldSignal
             case Expire():
                 raise JobExpired(job.id)
 

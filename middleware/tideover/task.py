@@ -7,6 +7,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -16,7 +17,8 @@ from dramatiq.broker import Broker
 from dramatiq.message import Message
 
 from tideover.core.job import CRITICALITIES, Criticality, is_criticality, lane
-from tideover.edge import async_edge, sync_edge
+from tideover.degrading import NOTHING, Degrade, Nothing
+from tideover.edge import Edge, async_edge, sync_edge
 from tideover.errors import ConfigurationError, InvalidJob
 from tideover.stamp import STAMP, check_label, digest_of, id_of, sent_ms, twin_of
 from tideover.store.keys import queue_of
@@ -73,16 +75,16 @@ class AITask(dramatiq.Actor[P, R]):
         reroute_when_deferrable: bool,
         models: Sequence[str],
         on_expiry: OnExpiry,
-        degraded: Callable[..., Any] | None,
+        degrade: Degrade,
         key: KeyOf | None,
         **actor: Any,
     ) -> None:
         self.criticality, self.expires_in, self.models = criticality, expires_in, tuple(models)
         self.route, self.reroute, self.reroute_when_deferrable = route, tuple(reroute), reroute_when_deferrable
-        self.on_expiry, self.key = on_expiry, key
-        late = degraded if on_expiry == "degrade" else None
-        self.coroutine: Callable[..., Awaitable[Any]] | None = async_edge(fn, late) if iscoroutinefunction(fn) else None
-        super().__init__(self.coroutine or sync_edge(fn, late), **actor)
+        self.on_expiry, self.key, self.degrade = on_expiry, key, degrade
+        edge = partial(Edge, degrade=degrade, when_late=on_expiry == "degrade")
+        self.coroutine: Callable[..., Awaitable[Any]] | None = async_edge(fn, edge) if iscoroutinefunction(fn) else None
+        super().__init__(self.coroutine or sync_edge(fn, edge), **actor)
         self.broker.declare_queue(lane(self.queue_name, "critical"))
 
     def routes(self) -> tuple[str, ...]:
@@ -245,7 +247,7 @@ def ai_task(
     reroute_when_deferrable: bool = ...,
     models: Sequence[str] = ...,
     on_expiry: OnExpiry = ...,
-    degraded: Callable[..., Any] | None = ...,
+    degrade: Degrade = ...,
     key: KeyOf | None = ...,
     broker: Broker | None = ...,
     **options: Any,
@@ -260,7 +262,7 @@ def ai_task(
     reroute_when_deferrable: bool = ...,
     models: Sequence[str] = ...,
     on_expiry: OnExpiry = ...,
-    degraded: Callable[..., Any] | None = ...,
+    degrade: Degrade = ...,
     key: KeyOf | None = ...,
     broker: Broker | None = ...,
     **options: Any,
@@ -274,7 +276,7 @@ def ai_task(
     reroute_when_deferrable: bool = False,
     models: Sequence[str] = (),
     on_expiry: OnExpiry = "discard",
-    degraded: Callable[..., Any] | None = None,
+    degrade: Degrade = NOTHING,
     key: KeyOf | None = None,
     broker: Broker | None = None,
     **options: Any,
@@ -289,8 +291,9 @@ def ai_task(
       reroute: routes that a critical job may use when the primary is down, in order. Naming one allows prompts to go there;
         `reroute_when_deferrable` lets deferrable jobs use them too.
       models: the models it calls; empty: tideover learns them from its calls.
-      on_expiry: what becomes of a job that is past its expiry: `"discard"`, or `"degrade"`: its result is from `degraded`.
-      degraded: makes the degraded answer from the job's arguments. It may not call a model: there a call raises `JobExpired`.
+      on_expiry: what becomes of a job that is past its expiry: `"discard"`, or `"degrade"`: its result is from `degrade`.
+      degrade: the answer without a model, of a critical job for which no route is usable (and see `on_expiry`): a function of
+        the job's arguments, which may not call a model; a `LastGood`; or the answer itself. It is always marked.
       key: a function of the job's arguments; held jobs of a tenant with the same key are answered by one run (None: no key).
       broker: the dramatiq broker; None: the one that was set, else one built from the settings.
       **options: dramatiq's actor options (`queue_name`, `max_retries`...). Results are kept 24 h unless `store_results=False`.
@@ -302,8 +305,8 @@ def ai_task(
         raise TypeError(f"criticality must be one of {CRITICALITIES} or a function of the arguments, not {criticality!r}")
     if isinstance(expires_in, Unset) and criticality != "deferrable":
         raise TypeError("a task that is or may be critical must state expires_in (None: its answer never becomes useless)")
-    if on_expiry not in ("discard", "degrade") or (on_expiry == "degrade") != (degraded is not None):
-        raise TypeError('on_expiry is "discard", or "degrade" with degraded= a function that makes the answer')
+    if on_expiry not in ("discard", "degrade") or (on_expiry == "degrade" and isinstance(degrade, Nothing)):
+        raise TypeError('on_expiry is "discard", or "degrade" with degrade= a function, a LastGood or the answer itself')
     if isinstance(reroute, str) or isinstance(models, str) or not (key is None or callable(key)):
         raise TypeError("reroute and models are lists of names, not one string; key is a function of the job's arguments")
     on, options = broker_for(broker), {"store_results": True, "result_ttl": RESULT_TTL_MS, **options}
@@ -318,7 +321,7 @@ def ai_task(
             reroute_when_deferrable=reroute_when_deferrable,
             models=models,
             on_expiry=on_expiry,
-            degraded=degraded,
+            degrade=degrade,
             key=key,
             **actor,
         )

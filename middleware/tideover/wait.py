@@ -72,7 +72,7 @@ def status(message: Message[Any]) -> JobStatus:
             last = last_line(backlog, message)
             if last is None and not was_sent(message) and not has_result(message):
                 return JobStatus(job_id=message.message_id, state="unknown")
-            degraded = last is not None and last.facts.get("degraded") is True
+            degraded = last is not None and bool(last.facts.get("degraded"))
             return JobStatus(job_id=message.message_id, state="ended", end=end_told(last), degraded=degraded)
         state: Literal["queued", "running"] = "queued"
         if not place[0].endswith(DELAYED_SUFFIX) and backlog.is_running(*place):  # a delayed job waits in a worker's memory

@@ -48,7 +48,7 @@ class Firm(Crew):
         super().declare()
         barriers: Any = RedisBackend
         self.broker.add_middleware(GroupCallbacks(barriers(client=self.client)), before=Tideover)
-        late: dict[str, Any] = {"broker": self.broker, "on_expiry": "degrade", "degraded": self.answer_late}
+        late: dict[str, Any] = {"broker": self.broker, "on_expiry": "degrade", "degrade": self.answer_late}
 
         @ai_task(criticality="deferrable", broker=self.broker)
         def next_step(tag: str, answer: str) -> str:

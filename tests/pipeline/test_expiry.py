@@ -27,7 +27,7 @@ def degrading(shop: Shop, kind: str) -> Any:
         shop.ran.append(f"degraded {tag}")
         return f"as of yesterday: {tag}"
 
-    options: Any = {"criticality": "deferrable", "models": [shop.model], "on_expiry": "degrade", "degraded": known}
+    options: Any = {"criticality": "deferrable", "models": [shop.model], "on_expiry": "degrade", "degrade": known}
     if kind == "function":
 
         @ai_task(expires_in=SOON, **options)
@@ -73,7 +73,7 @@ def test_a_degraded_answer_may_not_call(shop: Shop) -> None:
     def known(tag: str) -> str:
         return text_of(claude().messages.create(**shop.question(tag)))
 
-    @ai_task(criticality="deferrable", expires_in=SOON, on_expiry="degrade", degraded=known, models=[shop.model])
+    @ai_task(criticality="deferrable", expires_in=SOON, on_expiry="degrade", degrade=known, models=[shop.model])
     def answer(tag: str) -> str:
         return tag
 
@@ -88,7 +88,7 @@ def test_a_degraded_answer_may_not_call(shop: Shop) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"on_expiry": "degrade"}, {"degraded": lambda: None}, {"on_expiry": "vanish"}],
+    [{"on_expiry": "degrade"}, {"on_expiry": "vanish"}],
 )
 def test_degrading_takes_both(shop: Shop, wrong: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="on_expiry"):

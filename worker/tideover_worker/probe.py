@@ -221,7 +221,7 @@ class Prober:
             outcome = wire.probe(route, model, timeout_s)
         if outcome.kind == "throttle" and self.health.reporter.is_spurious(route, outcome):
             outcome = replace(outcome, kind="outage")
-        self.health.note_probe()
+        self.health.probes += 1
         events.probe_answered(key, outcome.answered, outcome.why)
         return outcome
 

@@ -3,7 +3,7 @@
 
 | | primary usable | suspect | throttled or recovering | primary down, a fallback usable | no route usable | past its expiry |
 |---|---|---|---|---|---|---|
-| critical | run | run | recovering: run; throttled: reroute, else hold | reroute | hold | expire |
+| critical | run | run | recovering: run; throttled: reroute, else hold | reroute | degraded answer, else hold | expire |
 | deferrable | run | hold (`suspect`), nothing released | hold (`pace`), released at the pace | hold | hold | expire |
 
 A critical call waits up to two seconds for its turn on a recovering route, or for a short quiet of a throttled one; then it is
@@ -54,6 +54,13 @@ def needs_review(why: str) -> Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Degrade:
+    """Answered without a model, as its task says. `otherwise`: the hold where the task turns out to have no such answer."""
+
+    otherwise: Hold
+
+
+@dataclass(frozen=True, slots=True)
 class Expire:
     pass
 
@@ -65,7 +72,7 @@ class GiveBack:
     key: str
 
 
-Verdict = Run | Reroute | Hold | Expire | GiveBack
+Verdict = Run | Reroute | Degrade | Hold | Expire | GiveBack
 
 
 def readiness(job: Job, hop: Hop, *, now: float, permit: Permit | None) -> Readiness:
@@ -104,7 +111,8 @@ def decide(job: Job, chain: Sequence[Hop], *, now: float, permit: Permit | None 
     waits_for = [hop for hop, _ in ready if hop.serves or hop is chain[0]]
     answers = {answer for _, answer in ready}
     reason: Reason = "pace" if "pace" in answers else "suspect" if "suspect" in answers else "outage"
-    return hold_for_any(waits_for, reason)
+    hold = hold_for_any(waits_for, reason)
+    return Degrade(hold) if reason == "outage" and job.degrades and job.criticality == "critical" else hold
 
 
 def hold_for_any(hops: Sequence[Hop], reason: Reason) -> Hold:

@@ -39,7 +39,8 @@ class Job:
     """One enqueued request to run a task.
 
     `routes` are the names of the routes it may use, primary first; `models` those that its task is known to call
-    (empty: not known yet); `expires_at` is unix time, None when the answer never becomes useless.
+    (empty: not known yet); `expires_at` is unix time, None when the answer never becomes useless. `degrades`: its task has a
+    degraded answer.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Job:
     models: tuple[str, ...] = ()
     expires_at: float | None = None
     reroute_when_deferrable: bool = False
+    degrades: bool = False
 
     @property
     def may_reroute(self) -> bool:

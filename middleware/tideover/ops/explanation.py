@@ -330,6 +330,10 @@ def in_words(line: Line) -> str:
             return f"released {forced}by {facts.get('who')}{'' if reason is None else f': {reason}'}"
         case "released":
             return f"released by {facts.get('by')} after {about(facts.get('held_s', 0))}"
+        case "expired" | "succeeded" as event if facts.get("degraded"):
+            old = f", {about(facts['age_s'])} old" if "age_s" in facts else ""
+            why = "no route was usable" if facts["degraded"] == "outage" else "it was past its expiry"
+            return f"{event}, with its task's degraded answer{old}: {why}"
         case "expired":
             return f"expired{' while held' if facts.get('while') == 'held' else ''}; no call was made after that"
         case "discarded" if "because" in facts:

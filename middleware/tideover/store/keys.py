@@ -16,7 +16,7 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | key | type | holds | lives |
 |---|---|---|---|
 | `account` | hash | accepted and the ends, as counters | for ever |
-| `counters` | hash | holds, releases, openings, recovered, restored, tidied: not part of the sum | for ever |
+| `counters` | hash | holds, releases, openings, recovered, restored, degraded, tidied: not part of the sum | for ever |
 | `tenants` | hash | tenant → its live jobs, of those sent with a tenant | while it has jobs |
 | `once:<day>` | hash | id of a job sent with an idempotency key → its list and a digest of its arguments | 2 days |
 | `group:<group>` | set | job ids of a group's members that have succeeded | 30 days |
@@ -46,6 +46,7 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | `<queue>:waiters` | zset | digest and Redis id of held jobs that wait for its answer, all of score 0 | until they end |
 | `<queue>:marks` | hash | Redis id → permit, times and ms held, workers that died with it | until it ends or is held |
 | `stories:<day>` | hash | job id → lines of its story | 8 days |
+| `answer:<digest>` | string | JSON: the last good answer to a key of a task and tenant, and when | as asked |
 | `lease:<name>` | string | worker that does a chore | seconds |
 | `bypass` | string | JSON: who switched tideover off, why | as asked |
 | `news` | channel | key of a breaker that changed | — |
@@ -232,6 +233,9 @@ class Keys:
 
     def stories(self, day: str) -> str:
         return self.own(f"stories:{day}")
+
+    def answer(self, digest: str) -> str:
+        return self.own(f"answer:{digest}")
 
     def lease(self, name: str) -> str:
         return self.own(f"lease:{name}")
