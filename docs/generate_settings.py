@@ -31,6 +31,7 @@ TABLES: tuple[tuple[str, type[BaseModel], type[object] | None], ...] = (
     ("drain", tables.DrainSettings, policy.PacePolicy),
     ("worker", tables.WorkerSettings, None),
     ("capacity", tables.CapacitySettings, None),
+    ("tenants.<tenant>", tables.TenantSettings, None),
 )
 WORDS = {
     "redis_url": "Where jobs are kept: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` "

@@ -49,7 +49,7 @@ def claude() -> Anthropic:
     from tideover.providers.anthropic import sync_client
 
     client: Anthropic = sync_client(primary_of(current.get()))
-    return wrap(client)
+    return carried(client, primary_of(current.get()))
 
 
 def aclaude() -> AsyncAnthropic:
@@ -57,17 +57,23 @@ def aclaude() -> AsyncAnthropic:
     from tideover.providers.anthropic import async_client
 
     client: AsyncAnthropic = async_client(primary_of(current.get()))
-    return wrap(client)
+    return carried(client, primary_of(current.get()))
 
 
 def wrap(client: C) -> C:
     """The same for a client that you built: it stays the primary. In a job its retries are off: waiting is tideover's."""
     attempt = current.get()
+    return carried(client, primary_of(None) if attempt is None else attempt.job.primary or attempt.job.routes[0])
+
+
+def carried(client: C, route: str) -> C:
+    """The client with the carrier in it. `route`: the one that it calls by itself."""
+    attempt = current.get()
     made: Any = async_carrier if iscoroutinefunction(client.request) else sync_carrier
-    carrier = made(attempt)
+    carrier = made(attempt, route)
     retries: dict[str, Any] = {} if attempt is None else {"max_retries": 0}
-    carried: Any = client.with_options(middleware=[*client.middleware, carrier], **retries)
-    return carried  # type: ignore[no-any-return]
+    made_so: Any = client.with_options(middleware=[*client.middleware, carrier], **retries)
+    return made_so  # type: ignore[no-any-return]
 
 
 def last_served() -> Served | None:
@@ -101,7 +107,7 @@ def answer(tried: Tried) -> Any:
     return tried.response
 
 
-def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
+def sync_carrier(bound: Attempt | None, its: str) -> Callable[[Any, Any], Any]:
     def carry(request: Any, call_next: Any) -> Any:
         from tideover.providers import wire
 
@@ -124,13 +130,13 @@ def sync_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
                     case Turn(key, most_s):
                         said = attempt.health.turn(key, most_s)
                     case Try(route, model, _, began):
-                        own = call_next if route == attempt.job.routes[0] else None
+                        own = call_next if route == its else None
                         said = wire.call(route, model, request, own, began)
 
     return carry
 
 
-def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
+def async_carrier(bound: Attempt | None, its: str) -> Callable[[Any, Any], Any]:
     async def carry(request: Any, call_next: Any) -> Any:
         from tideover.providers import wire
 
@@ -153,7 +159,7 @@ def async_carrier(bound: Attempt | None) -> Callable[[Any, Any], Any]:
                     case Turn(key, most_s):
                         said = await asyncio.to_thread(attempt.health.turn, key, most_s)
                     case Try(route, model, key, began):
-                        own = call_next if route == attempt.job.routes[0] else None
+                        own = call_next if route == its else None
                         call = within_limit(attempt, route, wire.acall(route, model, request, own, began))
                         said = await (call if key is None else unless_opened(attempt, route, key, call))
 

@@ -59,6 +59,9 @@ def unreadable_part(stamp: object) -> str:
         return "its expiry is no instant"
     if not isinstance(stamp.get("tenant", ""), str):
         return "its tenant is no text"
+    routes = stamp.get("routes", [])
+    if not isinstance(routes, list) or not all(isinstance(route, str) for route in routes):
+        return "its routes are no list of names"
     return "" if isinstance(stamp.get("tag", ""), str) else "its tag is no text"
 
 
@@ -112,16 +115,28 @@ class Gate:
         if not isinstance(task, AITask):
             return None
         expires_ms = stamp_of(message).get("expires_ms")
+        primary, routes = task.routes()[0], self.routes_of(message, task)
         return Job(
             id=message.message_id,
             task=message.actor_name,
             criticality=criticality_of(message, task),
-            routes=task.routes(),
-            models=tuple(task.models or self.learned(message.actor_name, task.routes()[0])),
+            routes=routes,
+            primary=primary,
+            models=tuple(task.models or self.learned(message.actor_name, routes[0])),
             expires_at=expires_ms / 1000 if isinstance(expires_ms, int | float) else None,
             reroute_when_deferrable=task.reroute_when_deferrable,
             degrades=task.degrade is not NOTHING,
         )
+
+    def routes_of(self, message: Any, task: AITask[Any, Any]) -> tuple[str, ...]:
+        """The routes that a job may use, as its task, its tenant and its own word allow; never empty."""
+        if not self.is_narrowed(message):
+            return task.routes()
+        return self.health.settings.narrowed(task.routes(), tenant_of(message), stamp_of(message).get("routes"))
+
+    def is_narrowed(self, message: Any) -> bool:
+        """Whether a job may lack some of its task's routes."""
+        return bool(self.health.settings.tenants) or "routes" in stamp_of(message)
 
     def learned(self, task: str, primary: str) -> list[str]:
         """The models that a task was seen to call. One that its route never knew says nothing of its other jobs."""
@@ -154,7 +169,8 @@ class Gate:
         views, until, known = self._standing
         if views is not self.health.seen or clock.monotonic() > until:
             views, until, known = self._standing = self.health.seen, clock.monotonic() + STANDING_S, {}
-        alike = message.actor_name, criticality_of(message, task), note_of(message).mark.permit
+        routes = self.routes_of(message, task) if self.is_narrowed(message) else ()
+        alike = message.actor_name, criticality_of(message, task), note_of(message).mark.permit, routes
         if alike not in known:
             known[alike] = self.hold_for_its_kind(message)
         return known[alike]
@@ -180,6 +196,9 @@ class Gate:
             return ""
         if not isinstance(self.broker.actors.get(message.actor_name), AITask):
             return f"no AI task {message.actor_name!r} is declared in this worker: it was removed, renamed or not imported"
+        task = self.broker.actors[message.actor_name]
+        if isinstance(task, AITask) and self.is_narrowed(message) and not self.routes_of(message, task):
+            return f"no route is left for it: its tenant, or its own word, allows none of {', '.join(task.routes())}"
         deaths, most = note_of(message).mark.deaths, self.health.settings.max_deliveries
         return f"{deaths} workers died while they had it (max_deliveries is {most})" if deaths >= most else ""
 

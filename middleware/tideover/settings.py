@@ -33,10 +33,18 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from tideover.errors import ConfigurationError
 from tideover.sources import FILE_NAME, NOT_SETTINGS, Key, Reading, did_you_mean, dotted, env_name, flatten, mask, read, reason
 from tideover.store.address import check_namespace, parse
-from tideover.tables import LIBRARIES, BreakerSettings, CapacitySettings, DrainSettings, RouteSettings, WorkerSettings
+from tideover.tables import (
+    LIBRARIES,
+    BreakerSettings,
+    CapacitySettings,
+    DrainSettings,
+    RouteSettings,
+    TenantSettings,
+    WorkerSettings,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
@@ -65,6 +73,7 @@ class Settings(BaseSettings):
     drain: DrainSettings = DrainSettings()
     worker: WorkerSettings = WorkerSettings()
     capacity: CapacitySettings = CapacitySettings()
+    tenants: dict[str, TenantSettings] = {}
     max_wait_s: Annotated[float, Ge(1), Le(31_536_000)] = 86_400.0
     """A held job without an expiry is ordered as if it expired after this long."""
     max_holds: Annotated[int, Ge(1), Le(60_000)] = 50
@@ -107,6 +116,20 @@ class Settings(BaseSettings):
     def check_hash_tag(cls, namespace: str, info: ValidationInfo) -> str:
         check_namespace(info.data.get("redis_url"), namespace)
         return namespace
+
+    @field_validator("tenants")
+    @classmethod
+    def check_tenants(cls, tenants: dict[str, TenantSettings], info: ValidationInfo) -> dict[str, TenantSettings]:
+        routes = info.data.get("routes", {})
+        for tenant, name in ((tenant, name) for tenant, table in tenants.items() for name in table.routes):
+            if name not in routes:
+                raise ValueError(f"routes of {tenant}: there is no route {name!r}{did_you_mean(name, routes)}")
+        return tenants
+
+    def narrowed(self, routes: tuple[str, ...], tenant: str, own: Sequence[str] | None) -> tuple[str, ...]:
+        """Those of a task's routes that a job may use: its own word (`own`; None: all) and its tenant's leave them in order."""
+        allowed = self.tenants.get(tenant)
+        return tuple(r for r in routes if (own is None or r in own) and (allowed is None or r in allowed.routes))
 
     @property
     def primary(self) -> str:
@@ -198,6 +221,9 @@ TABLES: Mapping[Key, type[BaseModel]] = {
     ("capacity",): CapacitySettings,
 }
 
+OF_NAMES: Mapping[str, type[BaseModel]] = {"routes": RouteSettings, "tenants": TenantSettings}
+"""Tables of tables, one for each name."""
+
 
 @cache
 def settings() -> Settings:
@@ -243,7 +269,7 @@ def valkey_binary() -> str | None:
 
 
 def model_at(key: Key) -> type[BaseModel] | None:
-    return RouteSettings if len(key) == 2 and key[0] == "routes" else TABLES.get(key)
+    return OF_NAMES.get(key[0]) if len(key) == 2 and key[0] in OF_NAMES else TABLES.get(key)
 
 
 def field_at(key: Key) -> FieldInfo | None:
@@ -252,7 +278,9 @@ def field_at(key: Key) -> FieldInfo | None:
 
 
 def is_table(key: Key) -> bool:
-    return key == ("routes",) or model_at(key) is not None or (len(key) == 3 and key[::2] == ("routes", "models"))
+    return (
+        key in (("routes",), ("tenants",)) or model_at(key) is not None or (len(key) == 3 and key[::2] == ("routes", "models"))
+    )
 
 
 def complaint(error: ErrorDetails, reading: Reading) -> str:
@@ -273,6 +301,7 @@ def unknown(key: Key, *, from_env: bool) -> str:
         return 'a key has no place in the settings; name the variable that holds it: api_key_env = "..."'
     route = key[1] if key[0] == "routes" and len(key) > 1 else "anthropic"
     tables: dict[Key, type[BaseModel]] = {**TABLES, ("routes", route): RouteSettings}
+    tables |= {key[:2]: TenantSettings} if key[0] == "tenants" and len(key) > 1 else {}
     known: list[Key] = [(*table, name) for table, model in tables.items() for name in model.model_fields]
     if from_env:
         known += [(name,) for name in NOT_SETTINGS]

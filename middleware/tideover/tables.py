@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Len
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from tideover.core.policy import BreakerPolicy, PacePolicy
@@ -217,6 +217,15 @@ class CapacitySettings(BaseModel):
     overflow: Literal["reject", "expire_oldest"] = "reject"
     """Without room a job is refused with `CapacityReached`, or the held job that goes first (by expiry or longest wait) expires
     for it: a deferrable one, if there is one."""
+
+
+class TenantSettings(BaseModel):
+    """What jobs of one tenant may do."""
+
+    model_config = STRICT
+
+    routes: Annotated[tuple[str, ...], Len(min_length=1)]
+    """The only routes that its jobs may use, of those that their task allows: its prompts go nowhere else."""
 
 
 class WorkerSettings(BaseModel):

@@ -104,6 +104,12 @@ class AITask(dramatiq.Actor[P, R]):
             "on_expiry": self.on_expiry,
         }
 
+    def checked(self, routes: Sequence[str]) -> list[str]:
+        """The routes that a job is narrowed to; its task must allow each."""
+        if isinstance(routes, str) or not routes or not set(routes) <= set(self.routes()):
+            raise InvalidJob(f"routes must name some of those of task {self.actor_name}: {', '.join(self.routes())}")
+        return list(routes)
+
     def check_routes(self) -> None:
         """Raises `ConfigurationError` when it names a route that the settings lack. Asked at worker boot and first send."""
         from tideover.settings import settings
@@ -157,6 +163,7 @@ class AITask(dramatiq.Actor[P, R]):
         tag: str = "",
         idempotency_key: str | None = None,
         key: str | None = None,
+        routes: Sequence[str] | None = None,
         **options: Any,
     ) -> Message[R]:
         """Builds a job.
@@ -168,6 +175,7 @@ class AITask(dramatiq.Actor[P, R]):
           idempotency_key: sending with the same key again, within a day, gives the first job and adds none. Keys are each
             task's and tenant's own.
           key: held jobs of this task and tenant with the same key are answered by one run; overrides the task's.
+          routes: the only ones of its task's routes that it may use (None: all).
           **options: dramatiq's.
         """
         if tenant != "" or tag != "":
@@ -185,6 +193,8 @@ class AITask(dramatiq.Actor[P, R]):
         if (shared := self.key_for(args, kwargs or {}) if key is None else key) is not None:
             twin = twin_of(self.actor_name, tenant, shared)
             stamp |= {"twin": twin} if not OWN_RESULT & options.keys() else {}  # whose result is another's than its task's
+        if routes is not None:
+            stamp["routes"] = self.checked(routes)
         if idempotency_key is not None:
             stamp["once"] = digest_of(args, kwargs or {})
         message = super().message_with_options(args=args, kwargs=kwargs, **{STAMP: stamp}, **options)
@@ -214,6 +224,8 @@ class AITask(dramatiq.Actor[P, R]):
 
     def stamp(self, message: Message[Any], delay_ms: int | None) -> dict[str, Any]:
         """The stamp of a job at its first enqueue: criticality and the instant of its expiry."""
+        from tideover.settings import settings
+
         early: dict[str, Any] = message.options.get(STAMP) or {}
         criticality = early.get("criticality") or self.criticality_for(message.args, message.kwargs)
         if criticality is None:
@@ -224,7 +236,9 @@ class AITask(dramatiq.Actor[P, R]):
         now_ms = sent_ms()
         expires_in_ms = early["expires_in_ms"] if "expires_in_ms" in early else self.expiry_ms(criticality, UNSET)
         expires_ms = None if expires_in_ms is None else int(now_ms) + (delay_ms or 0) + expires_in_ms
-        kept: dict[str, Any] = {name: early[name] for name in ("tenant", "tag", "once", "twin") if name in early}
+        kept: dict[str, Any] = {name: early[name] for name in ("tenant", "tag", "once", "twin", "routes") if name in early}
+        if not settings().narrowed(self.routes(), kept.get("tenant", ""), kept.get("routes")):
+            raise InvalidJob(f"no route is left for this job: its tenant's are others than those of task {self.actor_name}")
         return {"criticality": criticality, "expires_ms": expires_ms, "sent_ms": now_ms, **kept}
 
 

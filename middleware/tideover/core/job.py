@@ -38,7 +38,8 @@ def lane(queue: str, criticality: Criticality) -> str:
 class Job:
     """One enqueued request to run a task.
 
-    `routes` are the names of the routes it may use, primary first; `models` those that its task is known to call
+    `routes` are the names of the routes it may use, the first one its primary; `primary` is its task's, which it may be denied
+    (empty: the same); `models` those that its task is known to call
     (empty: not known yet); `expires_at` is unix time, None when the answer never becomes useless. `degrades`: its task has a
     degraded answer.
     """
@@ -51,6 +52,7 @@ class Job:
     expires_at: float | None = None
     reroute_when_deferrable: bool = False
     degrades: bool = False
+    primary: str = ""
 
     @property
     def may_reroute(self) -> bool:

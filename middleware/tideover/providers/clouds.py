@@ -49,6 +49,7 @@ CLOUDS: Mapping[RouteKind, Cloud] = {
     "anthropic-google-cloud": Cloud(
         "AnthropicGoogleCloud", arguments={"region": "location", "project": "project", "workspace": "workspace_id"}
     ),
+    "openai-compatible": Cloud("Anthropic", without_key={"api_key": NO_KEY}),  # its calls are carried by the translation
 }
 
 
