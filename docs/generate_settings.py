@@ -31,8 +31,10 @@ TABLES: tuple[tuple[str, type[BaseModel], type[object] | None], ...] = (
     ("drain", tables.DrainSettings, policy.PacePolicy),
     ("worker", tables.WorkerSettings, None),
     ("capacity", tables.CapacitySettings, None),
-    ("tenants.<tenant>", tables.TenantSettings, None),
+    ("tenants.NAME", tables.TenantSettings, None),
 )
+OF_NAMES = ((settings.Settings, "routes"), (settings.Settings, "tenants"))
+"""Tables of tables, whose parts have a section of their own."""
 WORDS = {
     "redis_url": "Where jobs are kept: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` "
     "([how](topologies.md)), or `embedded`, the private server in `.tideover/`",
@@ -86,7 +88,8 @@ def page() -> str:
         words = docs_of(model) | (docs_of(source) if source else {}) | WORDS
         parts.append(f"\n## `[{table}]`\n\n" if table else "\n## Top level\n\n")
         parts.append("| key | default | allowed | what it does |\n|---|---|---|---|\n")
-        parts += [row(name, field, words.get(name, "")) for name, field in model.model_fields.items() if name != "routes"]
+        shown = [(name, field) for name, field in model.model_fields.items() if (model, name) not in OF_NAMES]
+        parts += [row(name, field, words.get(name, "")) for name, field in shown]
     return "".join(parts)
 
 
