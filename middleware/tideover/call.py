@@ -129,9 +129,8 @@ def sync_carrier(bound: Attempt | None, its: str) -> Callable[[Any, Any], Any]:
                         said = attempt.health.probe_fails(route, model)
                     case Turn(key, most_s):
                         said = attempt.health.turn(key, most_s)
-                    case Try(route, model, _, began):
-                        own = call_next if route == its else None
-                        said = wire.call(route, model, request, own, began)
+                    case Try():
+                        said = wire.call(step, request, call_next if step.route == its else None)
 
     return carry
 
@@ -158,10 +157,10 @@ def async_carrier(bound: Attempt | None, its: str) -> Callable[[Any, Any], Any]:
                         said = await asyncio.to_thread(attempt.health.probe_fails, route, model)
                     case Turn(key, most_s):
                         said = await asyncio.to_thread(attempt.health.turn, key, most_s)
-                    case Try(route, model, key, began):
-                        own = call_next if route == its else None
-                        call = within_limit(attempt, route, wire.acall(route, model, request, own, began))
-                        said = await (call if key is None else unless_opened(attempt, route, key, call))
+                    case Try():
+                        call = wire.acall(step, request, call_next if step.route == its else None)
+                        call = within_limit(attempt, step.route, call)
+                        said = await (call if step.key is None else unless_opened(attempt, step.route, step.key, call))
 
     return carry
 

@@ -126,6 +126,7 @@ class Gate:
             expires_at=expires_ms / 1000 if isinstance(expires_ms, int | float) else None,
             reroute_when_deferrable=task.reroute_when_deferrable,
             degrades=task.degrade is not NOTHING,
+            refuses_loss=task.on_loss == "refuse",
         )
 
     def routes_of(self, message: Any, task: AITask[Any, Any]) -> tuple[str, ...]:

@@ -36,13 +36,14 @@ class Try:
     """Call this route now, under its own name of the model.
 
     `key`: give up when this breaker opens; None: see it through. `began` hears of the first content; None: nobody does, so that
-    the call goes out just as the caller made it.
+    the call goes out just as the caller made it. `refuses_loss`: a route that would lose a part of the request is none.
     """
 
     route: str
     model: str
     key: str | None = None
     began: Callable[[], None] | None = None
+    refuses_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,8 @@ def try_route(attempt: Attempt, route: str, model: str, refused: dict[str, str])
     try:
         insists = attempt.permit is not None and attempt.permit.forced  # an operator wants this call to be seen through
         elsewhere = attempt.job.may_reroute and len(attempt.job.routes) > 1 and not insists
-        tried = yield Try(route, name, key if elsewhere else None, lambda: health.flights.first_token(flight))
+        began, key = lambda: health.flights.first_token(flight), key if elsewhere else ""
+        tried = yield Try(route, name, key or None, began, attempt.job.refuses_loss)
     except BaseException:
         health.flights.forget(flight)
         raise

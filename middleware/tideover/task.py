@@ -38,6 +38,7 @@ UNSET: Final = Unset()
 
 Expiry = timedelta | None
 OnExpiry = Literal["discard", "degrade"]
+OnLoss = Literal["refuse", "allow"]
 Delay = timedelta | int | None
 OWN_RESULT = {"store_results", "result_ttl"}
 RESULT_TTL_MS = 86_400_000
@@ -76,12 +77,13 @@ class AITask(dramatiq.Actor[P, R]):
         models: Sequence[str],
         on_expiry: OnExpiry,
         degrade: Degrade,
+        on_loss: OnLoss,
         key: KeyOf | None,
         **actor: Any,
     ) -> None:
         self.criticality, self.expires_in, self.models = criticality, expires_in, tuple(models)
         self.route, self.reroute, self.reroute_when_deferrable = route, tuple(reroute), reroute_when_deferrable
-        self.on_expiry, self.key, self.degrade = on_expiry, key, degrade
+        self.on_expiry, self.key, self.degrade, self.on_loss = on_expiry, key, degrade, on_loss
         edge = partial(Edge, degrade=degrade, when_late=on_expiry == "degrade")
         self.coroutine: Callable[..., Awaitable[Any]] | None = async_edge(fn, edge) if iscoroutinefunction(fn) else None
         super().__init__(self.coroutine or sync_edge(fn, edge), **actor)
@@ -190,11 +192,10 @@ class AITask(dramatiq.Actor[P, R]):
         elif not isinstance(expires_in, Unset):
             stamp = {"expires_in_ms": self.expiry_ms("deferrable", expires_in)}
         stamp |= {name: value for name, value in (("tenant", tenant), ("tag", tag)) if value}
-        if (shared := self.key_for(args, kwargs or {}) if key is None else key) is not None:
-            twin = twin_of(self.actor_name, tenant, shared)
-            stamp |= {"twin": twin} if not OWN_RESULT & options.keys() else {}  # whose result is another's than its task's
-        if routes is not None:
-            stamp["routes"] = self.checked(routes)
+        stamp |= {} if routes is None else {"routes": self.checked(routes)}
+        shared = self.key_for(args, kwargs or {}) if key is None else key
+        if shared is not None and not OWN_RESULT & options.keys():  # whose result is another's than its task's
+            stamp["twin"] = twin_of(self.actor_name, tenant, shared)
         if idempotency_key is not None:
             stamp["once"] = digest_of(args, kwargs or {})
         message = super().message_with_options(args=args, kwargs=kwargs, **{STAMP: stamp}, **options)
@@ -262,6 +263,7 @@ def ai_task(
     models: Sequence[str] = ...,
     on_expiry: OnExpiry = ...,
     degrade: Degrade = ...,
+    on_loss: OnLoss = ...,
     key: KeyOf | None = ...,
     broker: Broker | None = ...,
     **options: Any,
@@ -277,6 +279,7 @@ def ai_task(
     models: Sequence[str] = ...,
     on_expiry: OnExpiry = ...,
     degrade: Degrade = ...,
+    on_loss: OnLoss = ...,
     key: KeyOf | None = ...,
     broker: Broker | None = ...,
     **options: Any,
@@ -291,6 +294,7 @@ def ai_task(
     models: Sequence[str] = (),
     on_expiry: OnExpiry = "discard",
     degrade: Degrade = NOTHING,
+    on_loss: OnLoss = "allow",
     key: KeyOf | None = None,
     broker: Broker | None = None,
     **options: Any,
@@ -308,6 +312,8 @@ def ai_task(
       on_expiry: what becomes of a job that is past its expiry: `"discard"`, or `"degrade"`: its result is from `degrade`.
       degrade: the answer without a model, of a critical job for which no route is usable (and see `on_expiry`): a function of
         the job's arguments, which may not call a model; a `LastGood`; or the answer itself. It is always marked.
+      on_loss: `"allow"`: a rerouted request may lose what its meaning does not hang on (a hint for a cache, a user's id), which
+        `last_served()` names; `"refuse"`: it goes to no route that would lose anything.
       key: a function of the job's arguments; held jobs of a tenant with the same key are answered by one run (None: no key).
       broker: the dramatiq broker; None: the one that was set, else one built from the settings.
       **options: dramatiq's actor options (`queue_name`, `max_retries`...). Results are kept 24 h unless `store_results=False`.
@@ -315,32 +321,50 @@ def ai_task(
     Raises:
       TypeError, ConfigurationError: what is said makes no sense, or the broker has no `Tideover()`.
     """
+    said: dict[str, Any] = {
+        "criticality": criticality,
+        "expires_in": expires_in,
+        "route": route,
+        "reroute": reroute,
+        "reroute_when_deferrable": reroute_when_deferrable,
+        "models": models,
+        "on_expiry": on_expiry,
+        "degrade": degrade,
+        "on_loss": on_loss,
+        "key": key,
+    }
+    check_said(**said)
+    on, options = broker_for(broker), {"store_results": True, "result_ttl": RESULT_TTL_MS, **options}
+
+    def make(fn: Callable[..., Any], **actor: Any) -> AITask[Any, Any]:
+        return AITask(fn, **said, **actor)
+
+    return cast(TaskDecorator, dramatiq.actor(actor_class=make, broker=on, **options))
+
+
+def check_said(
+    *,
+    criticality: Any,
+    expires_in: Any,
+    on_expiry: Any,
+    degrade: Degrade,
+    on_loss: Any,
+    reroute: Any,
+    models: Any,
+    key: Any,
+    **_: Any,
+) -> None:
+    """Raises `TypeError` for what makes no sense in a task."""
     if not callable(criticality) and not is_criticality(criticality):
         raise TypeError(f"criticality must be one of {CRITICALITIES} or a function of the arguments, not {criticality!r}")
     if isinstance(expires_in, Unset) and criticality != "deferrable":
         raise TypeError("a task that is or may be critical must state expires_in (None: its answer never becomes useless)")
     if on_expiry not in ("discard", "degrade") or (on_expiry == "degrade" and isinstance(degrade, Nothing)):
         raise TypeError('on_expiry is "discard", or "degrade" with degrade= a function, a LastGood or the answer itself')
+    if on_loss not in ("refuse", "allow"):
+        raise TypeError(f'on_loss is "refuse" or "allow", not {on_loss!r}')
     if isinstance(reroute, str) or isinstance(models, str) or not (key is None or callable(key)):
         raise TypeError("reroute and models are lists of names, not one string; key is a function of the job's arguments")
-    on, options = broker_for(broker), {"store_results": True, "result_ttl": RESULT_TTL_MS, **options}
-
-    def make(fn: Callable[..., Any], **actor: Any) -> AITask[Any, Any]:
-        return AITask(
-            fn,
-            criticality=criticality,
-            expires_in=expires_in,
-            route=route,
-            reroute=reroute,
-            reroute_when_deferrable=reroute_when_deferrable,
-            models=models,
-            on_expiry=on_expiry,
-            degrade=degrade,
-            key=key,
-            **actor,
-        )
-
-    return cast(TaskDecorator, dramatiq.actor(actor_class=make, broker=on, **options))
 
 
 def broker_for(broker: Broker | None) -> Broker:

@@ -265,6 +265,28 @@ def test_a_request_that_the_fallback_cannot_carry_is_held(shop: Shop) -> None:
     assert "anthropic" == shop.result(job).partition(":")[0]
 
 
+@pytest.mark.parametrize("on_loss", ["allow", "refuse"])
+def test_a_task_may_refuse_a_loss(shop: Shop, on_loss: Any) -> None:
+    """Which of the stop sequences ended an answer is not told there: that is named, or the job waits for its primary."""
+
+    @ai_task(criticality="critical", expires_in=timedelta(minutes=2), reroute=["openai"], on_loss=on_loss, **shop.quick)
+    def careful(tag: str) -> str:
+        claude().messages.create(**shop.question(tag), stop_sequences=["###"])
+        served = last_served()
+        assert served is not None
+        return f"{served.route} {served.losses}"
+
+    shop.work()
+    shop.open_breaker()
+    job = careful.send("r")
+    if on_loss == "refuse":
+        shop.until_all("held", [job])
+        assert [] == [call for call in shop.fallback.calls() if call.job]
+        shop.heal()
+    expected = "openai ('stop_sequence',)" if on_loss == "allow" else "anthropic ()"
+    assert expected == shop.result(job)
+
+
 def test_a_task_that_allows_no_other_route_waits(shop: Shop) -> None:
     """A critical task without `reroute` is held: its prompts go to no other company."""
 

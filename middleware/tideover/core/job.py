@@ -39,9 +39,9 @@ class Job:
     """One enqueued request to run a task.
 
     `routes` are the names of the routes it may use, the first one its primary; `primary` is its task's, which it may be denied
-    (empty: the same); `models` those that its task is known to call
-    (empty: not known yet); `expires_at` is unix time, None when the answer never becomes useless. `degrades`: its task has a
-    degraded answer.
+    (empty: the same); `models` those that its task is known to call (empty: not known yet).
+    `expires_at` is unix time, None when the answer never becomes useless.
+    `refuses_loss`: it goes to no route that would lose a part of its request. `degrades`: its task has a degraded answer.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Job:
     reroute_when_deferrable: bool = False
     degrades: bool = False
     primary: str = ""
+    refuses_loss: bool = False
 
     @property
     def may_reroute(self) -> bool:

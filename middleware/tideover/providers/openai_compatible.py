@@ -99,13 +99,15 @@ def carry(
     timeout_s: float,
     headers: Mapping[str, str],
     dialect: DialectName | None = None,
+    refuses_loss: bool = False,
 ) -> Carried:
     """Make the call. Raises `Untranslatable` before anything is sent, and httpx2's own exceptions.
 
-    `timeout_s` bounds each wait for bytes, not the whole call. Of `client` only the transport is used: none of its headers,
-    cookies or credentials is sent, and of `headers` none that could hold one.
+    `timeout_s` bounds each wait for bytes, not the whole call. `refuses_loss`: what would be carried with a loss is refused.
+    Of `client` only the transport is used: none of its headers, cookies or credentials is sent, and of `headers` none that
+    could hold one.
     """
-    request, losses = translated_request(base_url, api_key, model, body, stream, timeout_s, headers, dialect)
+    request, losses = translated_request(base_url, api_key, model, body, stream, timeout_s, headers, dialect, refuses_loss)
     upstream = client.send(request, stream=True, auth=None, follow_redirects=False)
     if stream and is_event_stream(upstream):
         return streamed(upstream, Events(upstream), losses)
@@ -127,9 +129,10 @@ async def acarry(
     timeout_s: float,
     headers: Mapping[str, str],
     dialect: DialectName | None = None,
+    refuses_loss: bool = False,
 ) -> Carried:
     """As `carry`, for an event loop."""
-    request, losses = translated_request(base_url, api_key, model, body, stream, timeout_s, headers, dialect)
+    request, losses = translated_request(base_url, api_key, model, body, stream, timeout_s, headers, dialect, refuses_loss)
     upstream = await client.send(request, stream=True, auth=None, follow_redirects=False)
     if stream and is_event_stream(upstream):
         return streamed(upstream, AsyncEvents(upstream), losses)
@@ -149,10 +152,13 @@ def translated_request(
     timeout_s: float,
     headers: Mapping[str, str],
     dialect: DialectName | None,
+    refuses_loss: bool,
 ) -> tuple[httpx2.Request, tuple[str, ...]]:
     """The request as it goes out. Built by hand, as a client would add its own headers and cookies."""
     url = httpx2.URL(f"{base_url.rstrip('/')}/chat/completions")
     chat, losses = to_chat({**body, "stream": stream}, model, dialect=dialect_of(url.host, dialect))
+    if losses and refuses_loss:
+        raise Untranslatable(losses)
     sent = {name: value for name, value in headers.items() if not is_secret(name)}
     sent |= {
         "content-type": "application/json",

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import anthropic
 import httpx2
@@ -25,6 +25,9 @@ from tideover.providers import streaming
 from tideover.providers.clouds import is_event_stream
 from tideover.providers.streaming import Fate
 from tideover.settings import settings
+
+if TYPE_CHECKING:
+    from tideover.plan import Try
 
 MESSAGES = ("/v1/messages", "/v1/messages?beta=true")
 """The paths that the carrier carries; everything else goes to the primary as it is."""
@@ -75,16 +78,14 @@ def is_message_call(request: Any) -> bool:
     return request.method.lower() == "post" and request.url in MESSAGES and isinstance(request.json, dict)
 
 
-def call(route: str, model: str, request: Any, call_next: Any, began: Callable[[], None] | None) -> Tried:
-    """From a thread. `call_next`: the rest of the caller's own client, where the route is the primary; else None.
-
-    `began`: see `tideover.plan.Try`.
-    """
+def call(step: Try, request: Any, call_next: Any) -> Tried:
+    """From a thread. `call_next`: the rest of the caller's own client, where the route is the one that it calls; else None."""
+    route, model, began = step.route, step.model, step.began
     losses: tuple[str, ...] = ()
     try:
         found, streams = settings().route(route), began is not None or request.stream
         if found.kind == "openai-compatible":
-            carried = chat.carry(sync_http(), **chat_options(route, model, request, streams))
+            carried = chat.carry(sync_http(), **chat_options(step, request, streams))
             http, losses = carried.response, carried.losses
         elif call_next is not None:
             http = call_next(as_sent(route, model, request, began and messages.STREAM)).http_response
@@ -101,13 +102,14 @@ def call(route: str, model: str, request: Any, call_next: Any, began: Callable[[
         return failed(route, error)
 
 
-async def acall(route: str, model: str, request: Any, call_next: Any, began: Callable[[], None] | None) -> Tried:
+async def acall(step: Try, request: Any, call_next: Any) -> Tried:
     """As `call`, from an event loop."""
+    route, model, began = step.route, step.model, step.began
     losses: tuple[str, ...] = ()
     try:
         found, streams = settings().route(route), began is not None or request.stream
         if found.kind == "openai-compatible":
-            carried = await chat.acarry(async_http(), **chat_options(route, model, request, streams))
+            carried = await chat.acarry(async_http(), **chat_options(step, request, streams))
             http, losses = carried.response, carried.losses
         elif call_next is not None:
             http = (await call_next(as_sent(route, model, request, began and messages.ASYNC_STREAM))).http_response
@@ -187,17 +189,18 @@ def unanswered(route: str) -> Tried:
     return failed(route, anthropic.APITimeoutError(request=request))
 
 
-def chat_options(route: str, model: str, request: Any, streams: bool) -> dict[str, Any]:
-    found = settings().route(route)
+def chat_options(step: Try, request: Any, streams: bool) -> dict[str, Any]:
+    found = settings().route(step.route)
     return {
         "base_url": found.base_url,
-        "api_key": settings().api_key(route),
-        "model": model,
+        "api_key": settings().api_key(step.route),
+        "model": step.model,
         "body": request.json,
         "stream": streams,
         "timeout_s": found.timeout_s,
         "headers": messages.for_strangers(request.headers),
         "dialect": found.dialect,
+        "refuses_loss": step.refuses_loss,
     }
 
 
