@@ -36,13 +36,15 @@ class Try:
     """Call this route now, under its own name of the model.
 
     `key`: give up when this breaker opens; None: see it through. `began` hears of the first content; None: nobody does, so that
-    the call goes out just as the caller made it. `refuses_loss`: a route that would lose a part of the request is none.
+    the call goes out just as the caller made it. `reroutes`: it is not the job's primary. `refuses_loss`: a route
+    that would lose a part of the request is none.
     """
 
     route: str
     model: str
     key: str | None = None
     began: Callable[[], None] | None = None
+    reroutes: bool = False
     refuses_loss: bool = False
 
 
@@ -221,7 +223,7 @@ def try_route(attempt: Attempt, route: str, model: str, refused: dict[str, str])
         insists = attempt.permit is not None and attempt.permit.forced  # an operator wants this call to be seen through
         elsewhere = attempt.job.may_reroute and len(attempt.job.routes) > 1 and not insists
         began, key = lambda: health.flights.first_token(flight), key if elsewhere else ""
-        tried = yield Try(route, name, key or None, began, attempt.job.refuses_loss)
+        tried = yield Try(route, name, key or None, began, route != attempt.job.routes[0], attempt.job.refuses_loss)
     except BaseException:
         health.flights.forget(flight)
         raise

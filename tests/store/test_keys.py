@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tideover import clock
 from tideover.core.pacing import Felt
 from tideover.store import keys as keys_module
+from tideover.store.answers import Answers
 from tideover.store.breakers import Batch
 from tideover.store.keys import Keys, wait_key_text
 from tideover.store.paces import Paces
@@ -70,6 +71,7 @@ def live_a_busy_life(house: House) -> None:
     paces = Paces(house.client, house.keys)
     paces.feel("a/m", Felt(sent=1), live=1, limits={})
     paces.order("a/m", {"max_rate": 1})
+    Answers(house.client, house.keys).keep("0f", b'{"answer": 1}', 1.0, 60.0)
     house.stories.add([Line("r0", clock.now(), "held", {})])
     Scripts(house.client).run("arrive-2", ["a barrier that is gone", house.keys.group("g")], ["r0", 30_000])
     assert lease(house.client, house.keys.lease("drain"), 3).acquire(blocking=False)

@@ -20,6 +20,7 @@ from tideover.core.policy import PacePolicy
 from tideover.core.route import Mark, Permit
 from tideover.errors import StoreUnavailable
 from tideover.store.account import Ended, Ledger, NewJob, Room
+from tideover.store.answers import Answers
 from tideover.store.backlog import Backlog
 from tideover.store.breakers import Batch, Breakers
 from tideover.store.client import FAILED, GONE, connect, lazy_client, store_errors
@@ -45,6 +46,8 @@ GROUP = Group("q", b"6bytes", Facet("a/m", "t", "deferrable", "outage"), 1)
 MEMBER = Member(GROUP, GROUP.id + FACTS.place)
 
 CALLS: dict[str, Callable[[Any], object]] = {
+    "Answers.keep": lambda port: port.keep("0f", b"1", 1.0, 60.0),
+    "Answers.find": lambda port: port.find("0f"),
     "Ledger.accept": lambda port: port.accept("q", [NewJob(redis_id="r", body=b"")], Room()),
     "Ledger.accept_plain": lambda port: port.accept_plain("default", "id", b"body"),
     "Ledger.hand_over": lambda port: port.hand_over("w", ("q", "r"), ("q", "s"), b"", "job"),
@@ -164,7 +167,9 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Removal.forget": lambda port: port.forget(),
     "Removal.wipe": lambda port: port.wipe(["key"]),
 }
-PORTS = {port.__name__: port for port in (Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal, Twins)}
+PORTS = {
+    port.__name__: port for port in (Answers, Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal, Twins)
+}
 
 
 @pytest.fixture

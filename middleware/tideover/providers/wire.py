@@ -18,10 +18,11 @@ import httpx2
 from tideover import clock
 from tideover.core.outcome import OK, Outcome, of_exception, of_message, of_response
 from tideover.core.pacing import Limit, LimitOf, Limits
-from tideover.errors import ConfigurationError
+from tideover.errors import ConfigurationError, ProviderError
 from tideover.providers import anthropic as messages
 from tideover.providers import openai_compatible as chat
 from tideover.providers import streaming
+from tideover.providers.bound import bound_to_its_provider
 from tideover.providers.clouds import is_event_stream
 from tideover.providers.streaming import Fate
 from tideover.settings import settings
@@ -84,6 +85,7 @@ def call(step: Try, request: Any, call_next: Any) -> Tried:
     losses: tuple[str, ...] = ()
     try:
         found, streams = settings().route(route), began is not None or request.stream
+        check_bound(step, request)
         if found.kind == "openai-compatible":
             carried = chat.carry(sync_http(), **chat_options(step, request, streams))
             http, losses = carried.response, carried.losses
@@ -108,6 +110,7 @@ async def acall(step: Try, request: Any, call_next: Any) -> Tried:
     losses: tuple[str, ...] = ()
     try:
         found, streams = settings().route(route), began is not None or request.stream
+        check_bound(step, request)
         if found.kind == "openai-compatible":
             carried = await chat.acarry(async_http(), **chat_options(step, request, streams))
             http, losses = carried.response, carried.losses
@@ -124,6 +127,12 @@ async def acall(step: Try, request: Any, call_next: Any) -> Tried:
         return tried(route, request, http, messages.as_async_response(http, request), losses)
     except Exception as error:  # noqa: BLE001 - judged here, raised again where it is final
         return failed(route, error)
+
+
+def check_bound(step: Try, request: Any) -> None:
+    """Raises `Untranslatable` where a request may go to no other provider than its own."""
+    if step.reroutes and (bound := bound_to_its_provider(request.json)):
+        raise chat.Untranslatable(bound)
 
 
 def as_sent(route: str, model: str, request: Any, stream_cls: Any, *, stranger: bool = False) -> Any:
@@ -173,7 +182,7 @@ def failed(route: str, error: Exception) -> Tried:
     """What an exception came to. A request that this dialect cannot carry rules out the route; nobody is at fault."""
     if isinstance(error, chat.Untranslatable):
         why = f"cannot carry {', '.join(error.what)}"
-        return Tried(route, Outcome(kind="caller", scope="job", why=why), error=error)
+        return Tried(route, Outcome(kind="caller", scope="job", why=why), error=ProviderError(route, "caller", why))
     outcome = of_exception(error, now=clock.now())
     if isinstance(error, httpx2.TransportError):
         asked = httpx2.Request("POST", settings().route(route).base_url or "https://provider")
