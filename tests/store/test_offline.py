@@ -168,9 +168,6 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Removal.wipe": lambda port: port.wipe(["key"]),
 }
 PORTS = {
-    port.__name__: port
-    for port in (Answers, Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal, Twins)
-}
     port.__name__: port for port in (Answers, Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal, Twins)
 }
 
