@@ -32,8 +32,9 @@ TABLES: tuple[tuple[str, type[BaseModel], type[object] | None], ...] = (
     ("worker", tables.WorkerSettings, None),
     ("capacity", tables.CapacitySettings, None),
     ("tenants.NAME", tables.TenantSettings, None),
+    ("prices.NAME", tables.PriceSettings, None),
 )
-OF_NAMES = ((settings.Settings, "routes"), (settings.Settings, "tenants"))
+OF_NAMES = ((settings.Settings, "routes"), (settings.Settings, "tenants"), (settings.Settings, "prices"))
 """Tables of tables, whose parts have a section of their own."""
 WORDS = {
     "redis_url": "Where jobs are kept: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` "
@@ -54,6 +55,8 @@ WORDS = {
     "max_rate": "Model calls per second of a recovering route at most, never less than live ones. Unset: as many as it bears",
     "share": "Of the limits that the provider tells in its headers; the rest is for whoever shares the account",
     "max_jobs": "Jobs of AI tasks that may live at once: queued, running and held. Unset: any number",
+    "input": "Of a million input tokens, in any currency; those that a cache spared are not counted",
+    "output": "Of a million output tokens",
     "double_s": "At first the pace doubles in so many seconds, or in 1.5 times what whole answers take",
 }
 

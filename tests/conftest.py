@@ -83,11 +83,13 @@ NAMES = {
     "key": r".+",
     "name": r"[a-z]+",
     "digest": r"[0-9a-f]+",
+    "hour": r"\d+",
 }
 ANY_NAMESPACE = r"[^:]+"
 MOST_SECONDS = {
     "2 min": 120,
     "1 h": 3600,
+    "2 h": 7200,
     "2 days": 2 * 86_400,
     "8 days": 8 * 86_400,
     "seconds": 60,

@@ -56,6 +56,10 @@ def job_rerouted(job_id: str, task: str, route: str, why: str) -> None:
     log().info("job_rerouted", job=job_id, task=task, route=route, why=why)
 
 
+def budget_spent(route: str, budget: float) -> None:
+    log().warning("budget_spent", route=route, budget_per_hour=budget)
+
+
 def job_degraded(job_id: str, task: str, why: str) -> None:
     log().warning("job_degraded", job=job_id, task=task, why=why)
 

@@ -34,6 +34,7 @@ both), one that has waited for its turn, or one that nothing has paid for."""
 class Flight:
     """One call under way. `counted`: it was overdue, and counts as failed until it turns out well. `delayed`: this process
     stood still meanwhile.
+    `model`: as its task names it. `task`: of a rerouted call, because that may have a budget.
     `foreign`: it went out with a credential that is not the route's own. `paced`: its route recovers, so that it counts for the
     pace."""
 
@@ -48,6 +49,8 @@ class Flight:
     delayed: bool = False
     foreign: bool = False
     paced: Paced = ""
+    model: str = ""
+    task: str = ""
 
 
 @dataclass(slots=True)

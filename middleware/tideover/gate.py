@@ -127,6 +127,7 @@ class Gate:
             reroute_when_deferrable=task.reroute_when_deferrable,
             degrades=task.degrade is not NOTHING,
             refuses_loss=task.on_loss == "refuse",
+            budget_per_hour=task.budget_per_hour,
         )
 
     def routes_of(self, message: Any, task: AITask[Any, Any]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from tideover.core.job import Job
 from tideover.core.outcome import OK, Outcome, of_task_error
 from tideover.core.route import WHOLE, Hop, above, breaker_key, route_key, task_key
 from tideover.evidence import MOST_KEYS, PROBE, Flight, Flights, Paced
+from tideover.limits import Budgets, Slots
 from tideover.reporting import FLUSH_S, Reporter, quiet_s
 from tideover.settings import Mode, Settings
 from tideover.store.answers import Answers
@@ -27,6 +28,7 @@ from tideover.store.keys import BYPASS
 from tideover.store.news import News
 from tideover.store.paces import Paces
 from tideover.store.registry import Registry
+from tideover.store.spending import Spending
 
 STRICTNESS: dict[Mode, int] = {"act": 0, "observe": 1, "bypass": 2}
 REFRESH_S = 1.0
@@ -66,12 +68,9 @@ class Health:
         self.probes = 0
         """Made since last time they were told."""
         self.reporter = Reporter(self)
+        self.budgets = Budgets(self, Spending(breakers.client, breakers.keys))
         self._learned: deque[tuple[str, str]] = deque(maxlen=10_000)
-        self._slots = {
-            name: threading.BoundedSemaphore(route.max_in_flight)
-            for name, route in settings.routes.items()
-            if route.max_in_flight
-        }
+        self.slots = Slots(settings)
         self._waiting: dict[str, dict[object, Callable[[], object]]] = {}
         self._reading = threading.RLock()
         """Between reading breakers and believing them: else an old answer could replace a newer one."""
@@ -99,6 +98,8 @@ class Health:
             apart_at = self.apart.get(key, self.apart.get(route_key(name)))
             if apart_at is not None and clock.monotonic() - apart_at > LONG_APART_S:
                 why = why or "this process cannot reach it"
+            if name != job.routes[0] and not self.budgets.left(job.task, job.budget_per_hour):
+                why, serves = why or "its task's budget for this hour is spent", False
             hops.append(Hop(name, key, self.view(key), why, serves and name not in unfit, apart_at is not None))
         return tuple(hops)
 
@@ -109,17 +110,17 @@ class Health:
 
     # noting
 
-    def begin(self, route: str, model: str, job_id: str, *, paid_by: Paced = "live") -> Flight:
+    def begin(self, route: str, model: str, job_id: str, *, paid_by: Paced = "live", task: str = "") -> Flight:
         """Notes that a call begins; of a whole route (`*`) a knock at its front door. Until its end it may become overdue.
 
-        `paid_by`: how it counts if its route recovers.
+        `paid_by`: how it counts if its route recovers. `task`: whose budget pays for it, if one does.
         """
         key = route_key(route) if model == WHOLE else breaker_key(route, model)
         if key not in self.views and len(self.views) >= MOST_KEYS:
             key = route_key(route)
         eras = self.views.get(key, CLOSED).era, self.views.get(route_key(route), CLOSED).era
         paced: Paced = paid_by if self.view(key).state == "recovering" else ""
-        return self.flights.begin(Flight(route, key, job_id, eras, paced=paced))
+        return self.flights.begin(Flight(route, key, job_id, eras, paced=paced, model=model, task=task))
 
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """Notes how a call ended, without any I/O."""
@@ -129,6 +130,8 @@ class Health:
                 view = self.view(flight.key)
                 if until > view.throttled_until:
                     self.seen = {**self.seen, flight.key: replace(view, throttled_until=until)}
+        if outcome.kind == "ok":
+            self.budgets.note(flight, outcome)
         self.flights.end(flight, outcome)
 
     def learn(self, task: str, model: str) -> None:
@@ -152,11 +155,6 @@ class Health:
         finally:
             self.flights.forget(flight)
 
-    def take_slot(self, route: str) -> bool:
-        """Whether the route has room for one more call of this process; give it back with `free_slot`."""
-        slots = self._slots.get(route)
-        return slots is None or slots.acquire(blocking=False)
-
     def turn(self, key: str, most_s: float) -> float | None:
         """Takes a live call's turn on a recovering route; the seconds until it comes, None if more than `most_s`.
 
@@ -166,10 +164,6 @@ class Health:
             return self.paces.turn(key, most_s, self.settings.drain.policy())
         except FAILED:
             return 0.0
-
-    def free_slot(self, route: str) -> None:
-        if (slots := self._slots.get(route)) is not None:
-            slots.release()
 
     @contextmanager
     def when_open(self, key: str, tell: Callable[[], object]) -> Iterator[None]:
@@ -372,6 +366,7 @@ class Health:
         """Reads all breakers, what tasks call, and whether an operator switched tideover off."""
         with self._reading:
             self.see(self.breakers.read(self.breakers.keys_known()))
+        self.budgets.refresh()
         self.models = self.registry.models()
         asked: Mode = "act" if self.registry.bypass() is None else "bypass"
         mode = max(self.settings.mode, asked, key=STRICTNESS.__getitem__)
@@ -388,6 +383,7 @@ class Health:
             self.registry.count("probes", n)
             self.probes -= n
         self.reporter.flush()
+        self.budgets.flush()
 
 
 def part_with(news: News | None) -> None:

@@ -211,14 +211,15 @@ def try_route(attempt: Attempt, route: str, model: str, refused: dict[str, str])
     if turn and not (yield from await_turn(attempt, key)):
         return NO_TURN
     busy_until = clock.monotonic() + MOST_BUSY_S
-    while not health.take_slot(route):
+    while not health.slots.take(route):
         if clock.monotonic() >= busy_until:
             return BUSY
         yield Wait(BUSY_WAIT_S)
     name = health.settings.route(route).model(model) or model
     if route != attempt.job.routes[0]:
         events.job_rerouted(attempt.job.id, attempt.job.task, route, attempt.detail or refused.get(attempt.job.routes[0], ""))
-    flight = health.begin(route, model, attempt.job.id, paid_by=attempt.paid_by(key, turn=turn))
+    payer = attempt.job.task if route != attempt.job.routes[0] else ""
+    flight = health.begin(route, model, attempt.job.id, paid_by=attempt.paid_by(key, turn=turn), task=payer)
     try:
         insists = attempt.permit is not None and attempt.permit.forced  # an operator wants this call to be seen through
         elsewhere = attempt.job.may_reroute and len(attempt.job.routes) > 1 and not insists
@@ -228,11 +229,11 @@ def try_route(attempt: Attempt, route: str, model: str, refused: dict[str, str])
         health.flights.forget(flight)
         raise
     finally:
-        health.free_slot(route)
+        health.slots.free(route)
     assert not isinstance(tried, bool | float | None)
     flight.foreign = attempt.foreign = tried.foreign
-    if flight.paced and tried.limits:
-        health.flights.limits[flight.key] = tried.limits
+    if tried.limits:
+        health.reporter.note_limits(flight, tried.limits, tried.outcome)
     tried.tell(lambda outcome: health.end(flight, outcome))
     if tried.outcome.kind == "ok":
         attempt.served.append(Served(route, name, tried.losses))

@@ -16,6 +16,7 @@ from tideover.core.breaker import CLOSED, Transition, Witnesses, judge, judge_ta
 from tideover.core.detector import Charts, Steps, is_down
 from tideover.core.latency import LEAST_S, UNKNOWN_S, overdue_s
 from tideover.core.outcome import Outcome
+from tideover.core.pacing import Limits
 from tideover.core.policy import BreakerPolicy
 from tideover.core.route import is_task_key, route_key
 from tideover.errors import ConfigurationError
@@ -71,7 +72,7 @@ class Reporter:
         self._parks: deque[tuple[Flight, Outcome]] = deque(maxlen=MOST_PARKS)
         self._own: dict[str, tuple[int, Charts]] = {}
         """Charts of this process's evidence alone, with their era."""
-        self._with_limits: set[str] = set()
+        self.with_limits: set[str] = set()
         """Routes whose answers carry rate-limit headers."""
         self._gathered_at = clock.monotonic()
         self._limits: dict[str, float] = {}
@@ -175,7 +176,7 @@ class Reporter:
                 if flight.key != route:
                     self._unsent.took(flight)
                 self._unsent.succeeded(route, route_era)
-                self._worked(flight, outcome)
+                self._worked(flight)
             case "throttle" if self.is_spurious(flight.route, outcome):
                 self._unsent.failed(flight.key, model_era, flight.job_id, f"{outcome.why}, with most of its limit left")
             case "throttle":
@@ -194,12 +195,17 @@ class Reporter:
     def is_spurious(self, route: str, outcome: Outcome) -> bool:
         """Whether a 429 cannot be about our pace: most of the limit is left, or it says nothing where it used to."""
         if outcome.headroom is None:
-            return route in self._with_limits and outcome.retry_after_s is None
+            return route in self.with_limits and outcome.retry_after_s is None
         return outcome.headroom > SPARE
 
-    def _worked(self, flight: Flight, outcome: Outcome) -> None:
-        if outcome.headroom is not None:
-            self._with_limits.add(flight.route)
+    def note_limits(self, flight: Flight, limits: Limits, outcome: Outcome) -> None:
+        """Notes what an answer says of the account's limits."""
+        if flight.paced:
+            self.health.flights.limits[flight.key] = limits
+        if outcome.kind == "ok":
+            self.with_limits.add(flight.route)
+
+    def _worked(self, flight: Flight) -> None:
         digest, noted_at = self._noted.get(flight.route, ("", -STUDY_S))
         if not flight.foreign and clock.monotonic() - abs(noted_at) > STUDY_S:
             self._noted[flight.route] = (digest, -1.0)

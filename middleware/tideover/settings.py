@@ -38,6 +38,7 @@ from tideover.tables import (
     BreakerSettings,
     CapacitySettings,
     DrainSettings,
+    PriceSettings,
     RouteSettings,
     TenantSettings,
     WorkerSettings,
@@ -74,6 +75,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     capacity: CapacitySettings = CapacitySettings()
     tenants: dict[str, TenantSettings] = {}
+    prices: dict[str, PriceSettings] = Field({}, validate_default=True)
     max_wait_s: Annotated[float, Ge(1), Le(31_536_000)] = 86_400.0
     """A held job without an expiry is ordered as if it expired after this long."""
     max_holds: Annotated[int, Ge(1), Le(60_000)] = 50
@@ -116,6 +118,15 @@ class Settings(BaseSettings):
     def check_hash_tag(cls, namespace: str, info: ValidationInfo) -> str:
         check_namespace(info.data.get("redis_url"), namespace)
         return namespace
+
+    @field_validator("prices")
+    @classmethod
+    def check_prices(cls, prices: dict[str, PriceSettings], info: ValidationInfo) -> dict[str, PriceSettings]:
+        for name, route in info.data.get("routes", {}).items():
+            missing = sorted(set(route.models.values()) - prices.keys()) or ([] if prices or route.models else ["its models"])
+            if route.budget_per_hour is not None and missing:
+                raise ValueError(f"the budget_per_hour of route {name} needs the price of {', '.join(missing)}")
+        return prices
 
     @field_validator("tenants")
     @classmethod
@@ -221,7 +232,7 @@ TABLES: Mapping[Key, type[BaseModel]] = {
     ("capacity",): CapacitySettings,
 }
 
-OF_NAMES: Mapping[str, type[BaseModel]] = {"routes": RouteSettings, "tenants": TenantSettings}
+OF_NAMES: Mapping[str, type[BaseModel]] = {"routes": RouteSettings, "tenants": TenantSettings, "prices": PriceSettings}
 """Tables of tables, one for each name."""
 
 
@@ -279,7 +290,9 @@ def field_at(key: Key) -> FieldInfo | None:
 
 def is_table(key: Key) -> bool:
     return (
-        key in (("routes",), ("tenants",)) or model_at(key) is not None or (len(key) == 3 and key[::2] == ("routes", "models"))
+        (len(key) == 1 and key[0] in OF_NAMES)
+        or model_at(key) is not None
+        or (len(key) == 3 and key[::2] == ("routes", "models"))
     )
 
 
@@ -301,7 +314,7 @@ def unknown(key: Key, *, from_env: bool) -> str:
         return 'a key has no place in the settings; name the variable that holds it: api_key_env = "..."'
     route = key[1] if key[0] == "routes" and len(key) > 1 else "anthropic"
     tables: dict[Key, type[BaseModel]] = {**TABLES, ("routes", route): RouteSettings}
-    tables |= {key[:2]: TenantSettings} if key[0] == "tenants" and len(key) > 1 else {}
+    tables |= {key[:2]: OF_NAMES[key[0]]} if key[0] in OF_NAMES and len(key) > 1 else {}
     known: list[Key] = [(*table, name) for table, model in tables.items() for name in model.model_fields]
     if from_env:
         known += [(name,) for name in NOT_SETTINGS]

@@ -105,6 +105,8 @@ class RouteSettings(BaseModel):
     """Calls at once, per process; None = no limit."""
     timeout_s: Annotated[float, Ge(0.1), Le(3600)] = 60.0
     """The longest silence of a provider. An answer may take longer, as long as it comes along."""
+    budget_per_hour: Annotated[float | None, Ge(0)] = None
+    """In the currency of `prices`, over all processes. Once it is spent the route is parked until the hour is over."""
     status_page: str | None = None
     """Its provider's status page (`https://status.claude.com`), asked while the route is in trouble, and never to decide."""
     probe: bool = True
@@ -217,6 +219,15 @@ class CapacitySettings(BaseModel):
     overflow: Literal["reject", "expire_oldest"] = "reject"
     """Without room a job is refused with `CapacityReached`, or the held job that goes first (by expiry or longest wait) expires
     for it: a deferrable one, if there is one."""
+
+
+class PriceSettings(BaseModel):
+    """Of a model, under the name that a route has for it, for a million tokens. Tokens that a cache spared are not counted."""
+
+    model_config = STRICT
+
+    input: Annotated[float, Ge(0)]
+    output: Annotated[float, Ge(0)]
 
 
 class TenantSettings(BaseModel):

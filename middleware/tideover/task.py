@@ -78,12 +78,14 @@ class AITask(dramatiq.Actor[P, R]):
         on_expiry: OnExpiry,
         degrade: Degrade,
         on_loss: OnLoss,
+        budget_per_hour: float | None,
         key: KeyOf | None,
         **actor: Any,
     ) -> None:
         self.criticality, self.expires_in, self.models = criticality, expires_in, tuple(models)
         self.route, self.reroute, self.reroute_when_deferrable = route, tuple(reroute), reroute_when_deferrable
         self.on_expiry, self.key, self.degrade, self.on_loss = on_expiry, key, degrade, on_loss
+        self.budget_per_hour = budget_per_hour
         edge = partial(Edge, degrade=degrade, when_late=on_expiry == "degrade")
         self.coroutine: Callable[..., Awaitable[Any]] | None = async_edge(fn, edge) if iscoroutinefunction(fn) else None
         super().__init__(self.coroutine or sync_edge(fn, edge), **actor)
@@ -264,6 +266,7 @@ def ai_task(
     on_expiry: OnExpiry = ...,
     degrade: Degrade = ...,
     on_loss: OnLoss = ...,
+    budget_per_hour: float | None = ...,
     key: KeyOf | None = ...,
     broker: Broker | None = ...,
     **options: Any,
@@ -280,6 +283,7 @@ def ai_task(
     on_expiry: OnExpiry = ...,
     degrade: Degrade = ...,
     on_loss: OnLoss = ...,
+    budget_per_hour: float | None = ...,
     key: KeyOf | None = ...,
     broker: Broker | None = ...,
     **options: Any,
@@ -295,6 +299,7 @@ def ai_task(
     on_expiry: OnExpiry = "discard",
     degrade: Degrade = NOTHING,
     on_loss: OnLoss = "allow",
+    budget_per_hour: float | None = None,
     key: KeyOf | None = None,
     broker: Broker | None = None,
     **options: Any,
@@ -314,6 +319,8 @@ def ai_task(
         the job's arguments, which may not call a model; a `LastGood`; or the answer itself. It is always marked.
       on_loss: `"allow"`: a rerouted request may lose what its meaning does not hang on (a hint for a cache, a user's id), which
         `last_served()` names; `"refuse"`: it goes to no route that would lose anything.
+      budget_per_hour: what its rerouted calls may cost in an hour of the clock, by the `prices` of the settings; once it is
+        spent its jobs wait for their primary, or degrade. None: no limit.
       key: a function of the job's arguments; held jobs of a tenant with the same key are answered by one run (None: no key).
       broker: the dramatiq broker; None: the one that was set, else one built from the settings.
       **options: dramatiq's actor options (`queue_name`, `max_retries`...). Results are kept 24 h unless `store_results=False`.
@@ -331,6 +338,7 @@ def ai_task(
         "on_expiry": on_expiry,
         "degrade": degrade,
         "on_loss": on_loss,
+        "budget_per_hour": budget_per_hour,
         "key": key,
     }
     check_said(**said)
@@ -349,6 +357,7 @@ def check_said(
     on_expiry: Any,
     degrade: Degrade,
     on_loss: Any,
+    budget_per_hour: Any,
     reroute: Any,
     models: Any,
     key: Any,
@@ -363,6 +372,8 @@ def check_said(
         raise TypeError('on_expiry is "discard", or "degrade" with degrade= a function, a LastGood or the answer itself')
     if on_loss not in ("refuse", "allow"):
         raise TypeError(f'on_loss is "refuse" or "allow", not {on_loss!r}')
+    if not (budget_per_hour is None or (isinstance(budget_per_hour, int | float) and budget_per_hour >= 0)):
+        raise TypeError(f"budget_per_hour is a number of 0 or more, or None, not {budget_per_hour!r}")
     if isinstance(reroute, str) or isinstance(models, str) or not (key is None or callable(key)):
         raise TypeError("reroute and models are lists of names, not one string; key is a function of the job's arguments")
 

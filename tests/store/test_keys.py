@@ -20,6 +20,7 @@ from tideover.store.keys import Keys, wait_key_text
 from tideover.store.paces import Paces
 from tideover.store.registry import namespaces
 from tideover.store.scripts import Scripts, lease
+from tideover.store.spending import Spending
 from tideover.store.stories import Line
 from tideover.store.twins import Twins
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from tests.store.conftest import House
 
 WINDOW_S = 10.0
-BY_ITSELF = ("2 min", "1 h", "2 days", "8 days", "30 days", "seconds")
+BY_ITSELF = ("2 min", "1 h", "2 h", "2 days", "8 days", "30 days", "seconds")
 """The lifetimes that Redis itself ends."""
 FOR_EVER = ("for ever", "as asked", "7 days", "until dead", "cleaned by the maintainer")
 """Those that outlive all jobs. All others are gone when the last job has ended."""
@@ -71,6 +72,7 @@ def live_a_busy_life(house: House) -> None:
     paces = Paces(house.client, house.keys)
     paces.feel("a/m", Felt(sent=1), live=1, limits={})
     paces.order("a/m", {"max_rate": 1})
+    Spending(house.client, house.keys).add({"route:a": 1.0}, 1.0)
     Answers(house.client, house.keys).keep("0f", b'{"answer": 1}', 1.0, 60.0)
     house.stories.add([Line("r0", clock.now(), "held", {})])
     Scripts(house.client).run("arrive-2", ["a barrier that is gone", house.keys.group("g")], ["r0", 30_000])

@@ -31,6 +31,7 @@ from tideover.store.paces import Paces, standing_of
 from tideover.store.registry import Registry, namespaces
 from tideover.store.removal import Removal
 from tideover.store.scripts import lease
+from tideover.store.spending import Spending
 from tideover.store.stories import Line, Stories
 from tideover.store.twins import Twins
 
@@ -47,6 +48,8 @@ MEMBER = Member(GROUP, GROUP.id + FACTS.place)
 
 CALLS: dict[str, Callable[[Any], object]] = {
     "Answers.keep": lambda port: port.keep("0f", b"1", 1.0, 60.0),
+    "Spending.add": lambda port: port.add({"route:a": 1.0}, 1.0),
+    "Spending.read": lambda port: port.read(1.0),
     "Answers.find": lambda port: port.find("0f"),
     "Ledger.accept": lambda port: port.accept("q", [NewJob(redis_id="r", body=b"")], Room()),
     "Ledger.accept_plain": lambda port: port.accept_plain("default", "id", b"body"),
@@ -168,7 +171,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Removal.wipe": lambda port: port.wipe(["key"]),
 }
 PORTS = {
-    port.__name__: port for port in (Answers, Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal, Twins)
+    port.__name__: port
+    for port in (Answers, Spending, Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal, Twins)
 }
 
 

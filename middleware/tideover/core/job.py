@@ -42,6 +42,7 @@ class Job:
     (empty: the same); `models` those that its task is known to call (empty: not known yet).
     `expires_at` is unix time, None when the answer never becomes useless.
     `refuses_loss`: it goes to no route that would lose a part of its request. `degrades`: its task has a degraded answer.
+    `budget_per_hour`: what the task may spend on rerouted calls; None: no limit.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Job:
     degrades: bool = False
     primary: str = ""
     refuses_loss: bool = False
+    budget_per_hour: float | None = None
 
     @property
     def may_reroute(self) -> bool:

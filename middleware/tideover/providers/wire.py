@@ -152,10 +152,7 @@ def tried(route: str, request: Any, http: httpx2.Response, response: Any, losses
     foreign = is_foreign(route, http.request)
     if foreign and outcome.kind in ("auth", "quota", "model"):  # which says nothing of the route
         outcome = replace(outcome, kind="caller", scope="job")
-    limits = limits_in(http.headers)
-    if outcome.kind == "ok" and limits:  # a good answer of a route that says what is left of its limits
-        outcome = replace(outcome, headroom=1.0)
-    return Tried(route, outcome, response, losses=losses, fate=fate, limits=limits, foreign=foreign)
+    return Tried(route, outcome, response, losses=losses, fate=fate, limits=limits_in(http.headers), foreign=foreign)
 
 
 def limits_in(headers: Mapping[str, str]) -> Limits:

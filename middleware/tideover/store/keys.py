@@ -47,6 +47,7 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | `<queue>:marks` | hash | Redis id → permit, times and ms held, workers that died with it | until it ends or is held |
 | `stories:<day>` | hash | job id → lines of its story | 8 days |
 | `answer:<digest>` | string | JSON: the last good answer to a key of a task and tenant, and when | as asked |
+| `spent:<hour>` | hash | route or task → what its calls have cost in an hour of the clock | 2 h |
 | `lease:<name>` | string | worker that does a chore | seconds |
 | `bypass` | string | JSON: who switched tideover off, why | as asked |
 | `news` | channel | key of a breaker that changed | — |
@@ -236,6 +237,9 @@ class Keys:
 
     def answer(self, digest: str) -> str:
         return self.own(f"answer:{digest}")
+
+    def spent(self, hour: str) -> str:
+        return self.own(f"spent:{hour}")
 
     def lease(self, name: str) -> str:
         return self.own(f"lease:{name}")
