@@ -106,6 +106,8 @@ class AITask(dramatiq.Actor[P, R]):
             "routes": self.routes(),
             "models": self.models,
             "on_expiry": self.on_expiry,
+            "reroute_when_deferrable": self.reroute_when_deferrable,
+            "degrades": self.degrade is not NOTHING,
         }
 
     def checked(self, routes: Sequence[str]) -> list[str]:

@@ -28,6 +28,7 @@ from tideover.ops.held import HeldGroup
 from tideover.ops.listing import Breakdown, HeldJob, Listing, backlog, breakdown
 from tideover.ops.overview import NamespaceStatus, Status, status
 from tideover.ops.restoration import ExpiresIn, Restored, RestorePreview, preview_restore, restore
+from tideover.ops.routes import HopTold, RouteTest, assumptions, try_routes
 from tideover.ops.search import Filter
 from tideover.ops.standing import Bypass, Standing
 from tideover.ops.values import about, as_json, counted, iso
@@ -52,6 +53,7 @@ __all__ = [
     "Filter",
     "HeldGroup",
     "HeldJob",
+    "HopTold",
     "Level",
     "Listing",
     "Misasked",
@@ -66,6 +68,7 @@ __all__ = [
     "RestorePreview",
     "Restored",
     "RestoredBefore",
+    "RouteTest",
     "Selection",
     "Severity",
     "Standing",
@@ -73,6 +76,7 @@ __all__ = [
     "Verdict",
     "about",
     "as_json",
+    "assumptions",
     "backlog",
     "breakdown",
     "bypass_off",
@@ -100,5 +104,6 @@ __all__ = [
     "resume",
     "resume_drain",
     "status",
+    "try_routes",
     "unforce",
 ]

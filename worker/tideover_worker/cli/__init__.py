@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("tideover_worker.cli.restore", "Put jobs that failed, expired or were discarded back on their queues."),
     "drain": ("tideover_worker.cli.drain", "See how the backlog comes home; pause, cap and resume it."),
     "breaker": ("tideover_worker.cli.breaker", "Why a route is judged as it is; force it open or closed for a while."),
+    "routes": ("tideover_worker.cli.routes", "Try out which way a task's jobs go when a provider is in trouble."),
     "bypass": ("tideover_worker.cli.bypass", "Switch tideover off and on: the emergency switch."),
     "worker": ("tideover_worker.cli.worker", "Run worker processes."),
     "embedded": ("tideover_worker.cli.embedded", "Look after the private Valkey of this directory."),
