@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embedded": ("tideover_worker.cli.embedded", "Look after the private Valkey of this directory."),
     "config": ("tideover_worker.cli.config", "Look at the settings of this directory and environment."),
     "uninstall": ("tideover_worker.cli.uninstall", "Take tideover out: every job goes back to stock dramatiq."),
-    "demo": ("tideover_worker.demo", "The whole story on this machine, in under a minute."),
+    "demo": ("tideover_worker.demo", "The whole story on this machine, in about a minute."),
 }
 """Name → module that has the command under this name, and what `tideover --help` says of it."""
 

@@ -19,7 +19,7 @@ SIGNALLED = 128
 @click.command(
     epilog="""\b
 Examples:
-  tideover demo                                    2 June in under a minute
+  tideover demo                                    2 June in about a minute
   tideover demo --speed 3                          the same with three times the jobs a second
   tideover demo --keep /tmp/june && ls /tmp/june   keeps settings, logs and data
   tideover demo --trace conv.csv --trace code.csv  real traces, with an outage in their middle
