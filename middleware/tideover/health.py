@@ -23,7 +23,7 @@ from tideover.reporting import FLUSH_S, Reporter, quiet_s
 from tideover.settings import Mode, Settings
 from tideover.store.answers import Answers
 from tideover.store.breakers import Breakers
-from tideover.store.client import FAILED
+from tideover.store.client import FAILED, FULL
 from tideover.store.keys import BYPASS
 from tideover.store.news import News
 from tideover.store.paces import Paces
@@ -376,12 +376,13 @@ class Health:
 
     def flush(self) -> None:
         """Sends the evidence noted since last time, one script for each breaker, and lets the core judge what comes back."""
-        while self._learned:
-            with suppress(IndexError):  # another thread was faster
-                self.registry.learn(*self._learned.popleft())
-        if n := self.probes:
-            self.registry.count("probes", n)
-            self.probes -= n
+        with suppress(FULL):  # a call's model is learned again by the next process; evidence must not wait for room
+            while self._learned:
+                with suppress(IndexError):  # another thread was faster
+                    self.registry.learn(*self._learned.popleft())
+            if n := self.probes:
+                self.registry.count("probes", n)
+                self.probes -= n
         self.reporter.flush()
         self.budgets.flush()
 

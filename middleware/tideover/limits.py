@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING
 
 from tideover import clock, events
 from tideover.core.breaker import Transition
 from tideover.core.route import route_key
 from tideover.evidence import MOST_QUEUED, Flight
+from tideover.store.client import FULL
 from tideover.store.spending import HOUR_S, Spending
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Budgets:
         self.spent: dict[str, float] = {}
         self._hour = 0
         self._unsent: deque[tuple[str, float]] = deque(maxlen=MOST_QUEUED)
+        self._lock = Lock()
 
     def note(self, flight: Flight, outcome: Outcome) -> None:
         """Notes what a call cost, without I/O: its tokens at the price of the model that the route has for it."""
@@ -67,7 +69,17 @@ class Budgets:
         return budget is None or self._of_this_hour().get(f"task:{task}", 0.0) < budget
 
     def flush(self) -> None:
-        """Tells what was noted; parks a route whose budget that spends, until the hour is over."""
+        """Tells what was noted; parks a route whose budget that spends, until the hour is over.
+
+        What Redis does not take, because it is full, is told next time: breakers go on meanwhile.
+        """
+        with self._lock:
+            try:
+                self._flush()
+            except FULL as error:
+                events.store_unavailable("counting what calls cost", type(error).__name__)
+
+    def _flush(self) -> None:
         costs: dict[str, float] = {}
         while self._unsent:
             name, cost = self._unsent.popleft()

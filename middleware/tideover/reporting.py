@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from tideover.core.route import is_task_key, route_key
 from tideover.errors import ConfigurationError
 from tideover.evidence import Flight, Gathered, Pending, Pressure
 from tideover.store.breakers import Batch, Reading
+from tideover.store.client import FULL
 
 if TYPE_CHECKING:
     from tideover.health import Health
@@ -212,7 +214,8 @@ class Reporter:
 
     def _note_credential(self, route: str) -> None:
         digest = self.credential(route)
-        self.breakers.note_credential(route, digest, clock.now())
+        with suppress(FULL):  # the next one tells it; evidence must not wait for room
+            self.breakers.note_credential(route, digest, clock.now())
         self._noted[route] = (digest, clock.monotonic())
 
     def credential(self, route: str) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.pipeline.test_health import health
 
 from tideover import ai_task, claude, clock, text_of
+from tideover.core.outcome import OK
 from tideover.errors import ConfigurationError
 from tideover.settings import settings
 from tideover.store.spending import Spending
@@ -98,6 +100,25 @@ def test_an_hour_later_there_is_money_again(shop: Shop, monkeypatch: pytest.Monk
     assert {"route:a": 2.5} == sums.add({"route:a": 2.5}, 7199.0)
     assert {"route:a": 3.0} == sums.add({"route:a": 0.5}, 7199.9)
     assert ({"route:a": 3.0}, {}) == (sums.read(7000.0), sums.read(7200.0))
+
+
+def test_a_full_redis_is_told_later(private_shop: Shop) -> None:
+    """What calls cost waits until there is room; breakers, which go on, do not suffer for it."""
+    shop = private_shop
+    configure(shop)
+    task_of(shop)
+    shop.work()
+    mine = health(shop)
+    flight = mine.begin("openai", shop.model, "job", task="spend")
+    shop.broker.client.config_set("maxmemory", "1")
+    try:
+        mine.end(flight, replace(OK, tokens=(0, 3)))
+        mine.flush()
+    finally:
+        shop.broker.client.config_set("maxmemory", "0")
+    assert {} == spent(shop)
+    mine.flush()
+    assert {"route:openai": 3.0, "task:spend": 3.0} == spent(shop)
 
 
 @pytest.mark.parametrize("wrong", [-1, "5"])

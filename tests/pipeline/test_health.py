@@ -84,7 +84,7 @@ def hang(shop: Shop, n: int) -> list[dramatiq.Message[Any]]:
 def test_a_hang_is_seen_while_the_calls_are_open(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls without a first token count as failed before they end: critical jobs are rerouted, and no timeout is waited for."""
     shop.configure(timeout_s=120, **SLOWLY)
-    monkeypatch.setattr(Reporter, "limit_s", lambda *_: 0.3)
+    monkeypatch.setattr(Reporter, "limit_s", lambda *_, **__: 0.3)
     monkeypatch.setattr("tideover.reporting.LEAST_S", 0.3)
     shop.work()
     jobs = hang(shop, 6)
