@@ -5,8 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := .venv/.runtime
 DEV := .venv/.dev
-WORKERS ?= 7
-# Tests wait more than they compute: more processes than cores is right.
+PYTEST := $(BIN)/pytest --dist load --maxschedchunk 2 -q
+WORKERS ?= 5
+# Tests wait as much as they compute: more processes than cores is right. Slow tests tell whole stories in real time, with many
+# processes of their own, and come after the others.
 
 .PHONY: help setup demo test check format lint types clean
 .DEFAULT_GOAL := help
@@ -20,12 +22,13 @@ demo: $(RUN) ## the whole story on this machine, in under a minute
 	@$(BIN)/tideover demo
 
 test: $(DEV) ## run the tests, but for the slow ones
-	$(BIN)/pytest -n $(WORKERS) --dist load --maxschedchunk 2 -q -m "not slow"
+	$(PYTEST) -n $(WORKERS) -m "not slow"
 
 check: lint types $(DEV) ## everything that CI checks
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
-	$(BIN)/pytest -n $(WORKERS) --dist load --maxschedchunk 2 -q
+	$(PYTEST) -n $(WORKERS) -m "not slow"
+	$(PYTEST) -n 3 -m slow
 
 format: $(DEV) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .

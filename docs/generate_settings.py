@@ -49,6 +49,8 @@ WORDS = {
     "api_key_file": "The file that holds the key",
     "models": "The model that a task asks for, and this route's name for it. A route to Anthropic without any passes names on",
     "max_in_flight": "Calls at once over this route, in each process",
+    "max_requests_per_minute": "Calls over this route, of all processes; one without room waits for it, or its job "
+    "is rerouted or held",
     "timeout_s": "The longest silence of a provider; an answer that comes along may take longer",
     "probe_max_s": "The longest wait between two probes",
     "start_rate": "Model calls per second at the beginning of a recovery, after a brake, and of a route that flaps",

@@ -84,6 +84,7 @@ NAMES = {
     "name": r"[a-z]+",
     "digest": r"[0-9a-f]+",
     "hour": r"\d+",
+    "route": r"[^:]+",
 }
 ANY_NAMESPACE = r"[^:]+"
 MOST_SECONDS = {

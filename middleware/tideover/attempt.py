@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from dramatiq.broker import MessageProxy
-from dramatiq.middleware import SkipMessage
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.middleware import SkipMessage, TimeLimit
 
 from tideover import clock
 from tideover.core.admission import Hold
@@ -17,10 +18,12 @@ from tideover.core.job import End, Job
 from tideover.core.route import Mark, Permit
 
 if TYPE_CHECKING:
-    from asyncio import Timeout
-
     from tideover.evidence import Paced
     from tideover.health import Health
+
+
+MARGIN, MOST_MARGIN_S = 0.1, 1.0
+"""The share of a job's time limit, and the seconds at most, that are left when its call is given up."""
 
 
 class HoldSignal(BaseException):
@@ -78,19 +81,38 @@ class Attempt:
     otherwise: Hold | None = None
     """No route is usable, so the degraded answer is due; this hold, if there is none."""
     limit_s: float | None = None
-    """How long a coroutine may run (dramatiq's `time_limit`); None: for ever, or a function, which dramatiq interrupts."""
-    cut: Timeout | None = None
-    """What ends the coroutine then."""
+    """How long its function may run, all calls over all routes included (dramatiq's `time_limit`); None: for ever."""
+    ends_at: float | None = None
+    """When that is over (monotonic)."""
+    disarm: Callable[[], object] = lambda: None
+    """Takes back what would end it then."""
+    called_s: float = 0.0
+    """How long its calls have taken so far."""
+
+    def limit(self, limit_s: float | None, disarm: Callable[[], object]) -> None:
+        """Its time begins now."""
+        self.limit_s, self.ends_at = limit_s, None if limit_s is None else clock.monotonic() + limit_s
+        self.disarm = disarm
 
     def ends_within(self, seconds: float) -> bool:
         """Whether its time limit cuts it within so long."""
-        ends_at = None if self.cut is None else self.cut.when()
-        return ends_at is not None and clock.monotonic() + seconds >= ends_at
+        return self.ends_at is not None and clock.monotonic() + seconds >= self.ends_at
+
+    def rest_s(self) -> float:
+        """How long a call that begins now may take until it is given up: just before the job is cut, so that the job waits for
+        its provider instead of failing.
+
+        `inf`: there is no limit; or the job spent most of its time on something else, and is cut as ever.
+        """
+        if self.limit_s is None or self.ends_at is None:
+            return math.inf
+        rest_s = self.ends_at - clock.monotonic() - min(MOST_MARGIN_S, MARGIN * self.limit_s)
+        return rest_s if self.called_s + rest_s >= self.limit_s / 2 else math.inf
 
     def stop_the_clock(self) -> None:
         """Its function has ended: what is decided about it from here on, maybe by a probe, is not its time."""
-        if self.cut is not None and not self.cut.expired():
-            self.cut.reschedule(None)
+        self.ends_at = None
+        self.disarm()
 
     def paid_by(self, key: str, *, turn: bool) -> Paced:
         """What pays for the call that begins now: the job's release for all over the route it waited for, or its own turn."""
@@ -103,6 +125,21 @@ class Attempt:
     @property
     def rerouted(self) -> bool:
         return any(served.route != self.job.routes[0] for served in self.served)
+
+
+def time_limit_of(broker: Broker) -> Any:
+    """dramatiq's TimeLimit; None where that is not in use."""
+    return next((m for m in broker.middleware if isinstance(m, TimeLimit)), None)
+
+
+def time_limit_s(broker: Broker, message: MessageProxy) -> float | None:
+    """The time limit of a job's function in seconds, found as dramatiq's TimeLimit finds it; None: for ever."""
+    found = time_limit_of(broker)
+    if found is None:
+        return None
+    task = broker.actors[message.actor_name]
+    limit_ms = message.options.get("time_limit") or task.options.get("time_limit", found.time_limit)
+    return None if limit_ms == math.inf else float(limit_ms) / 1000
 
 
 @dataclass(slots=True)

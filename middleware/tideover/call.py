@@ -7,6 +7,7 @@ What to do next is decided in `tideover.plan`; a thread and an event loop each h
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import closing
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tideover.attempt import Attempt, Served, current
 from tideover.core.outcome import Outcome
 from tideover.errors import ProviderError
-from tideover.plan import Probe, Said, Try, Turn, Wait, plan
+from tideover.plan import Probe, Room, Said, Try, Turn, Wait, plan
 
 if TYPE_CHECKING:
     from anthropic import (
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
     Client = Anthropic | AnthropicBedrock | AnthropicBedrockMantle | AnthropicVertex
     AsyncClient = AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicBedrockMantle | AsyncAnthropicVertex
-
-MARGIN, MOST_MARGIN_S = 0.1, 1.0
-"""The share of a coroutine's time limit, and the seconds at most, that are left when its call is given up."""
 
 LAST_CHANCE_S = 2.0
 """How long a critical call that is under way when its breaker opens may still finish, before it is cut and rerouted."""
@@ -129,6 +127,8 @@ def sync_carrier(bound: Attempt | None, its: str) -> Callable[[Any, Any], Any]:
                         said = attempt.health.probe_fails(route, model)
                     case Turn(key, most_s):
                         said = attempt.health.turn(key, most_s)
+                    case Room(route, most_s):
+                        said = attempt.health.rates.allow(route, most_s)
                     case Try():
                         said = wire.call(step, request, call_next if step.route == its else None)
 
@@ -157,29 +157,27 @@ def async_carrier(bound: Attempt | None, its: str) -> Callable[[Any, Any], Any]:
                         said = await asyncio.to_thread(attempt.health.probe_fails, route, model)
                     case Turn(key, most_s):
                         said = await asyncio.to_thread(attempt.health.turn, key, most_s)
+                    case Room(route, most_s):
+                        said = await asyncio.to_thread(attempt.health.rates.allow, route, most_s)
                     case Try():
                         call = wire.acall(step, request, call_next if step.route == its else None)
-                        call = within_limit(attempt, step.route, call)
+                        call = within(step, call)
                         said = await (call if step.key is None else unless_opened(attempt, step.route, step.key, call))
 
     return carry
 
 
-async def within_limit(attempt: Attempt, route: str, call: Coroutine[Any, Any, Tried]) -> Tried:
-    """The call's answer, or word that there was none in the time that its coroutine has: else the breaker would not hear of it.
-
-    Only a call that had half of that time at least says something of its provider; one that began later is cut with the job.
-    """
+async def within(step: Try, call: Coroutine[Any, Any, Tried]) -> Tried:
+    """The call's answer, or word that there was none in the time that it has: else its breaker would not hear of it."""
     from tideover.providers import wire
 
-    ends_at = None if attempt.cut is None else attempt.cut.when()
-    if attempt.limit_s is None or ends_at is None or attempt.ends_within(attempt.limit_s / 2):
+    if step.most_s == math.inf:
         return await call
     try:
-        async with asyncio.timeout_at(ends_at - min(MOST_MARGIN_S, MARGIN * attempt.limit_s)):
+        async with asyncio.timeout(step.most_s):
             return await call
     except TimeoutError:
-        return wire.unanswered(route)
+        return wire.unanswered(step.route)
 
 
 async def unless_opened(attempt: Attempt, route: str, key: str, call: Coroutine[Any, Any, Tried]) -> Tried:

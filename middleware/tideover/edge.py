@@ -139,10 +139,10 @@ def async_edge(fn: Callable[..., Awaitable[R]], edge: Callable[[], Edge]) -> Cal
                 raise
             return await job.async_answer("expired")
         except BaseException as error:
-            if attempt is not None:
-                attempt.stop_the_clock()
             if job.has_no_route and hold_in(error):
                 return await job.async_answer("outage")
+            if attempt is not None:
+                attempt.stop_the_clock()
             leave(attempt, error, misfit(attempt, error, fn) or await asyncio.to_thread(hold_for, attempt, error))
             raise
         if job.has_no_route:
@@ -170,6 +170,8 @@ def sync_edge(fn: Callable[..., R], edge: Callable[[], Edge]) -> Callable[..., R
         except BaseException as error:
             if job.has_no_route and hold_in(error):
                 return job.answer("outage")
+            if attempt is not None:
+                attempt.stop_the_clock()
             leave(attempt, error, misfit(attempt, error, fn) or hold_for(attempt, error))
             raise
         if job.has_no_route:

@@ -36,7 +36,7 @@ class Flight:
     stood still meanwhile.
     `model`: as its task names it. `task`: of a rerouted call, because that may have a budget.
     `foreign`: it went out with a credential that is not the route's own. `paced`: its route recovers, so that it counts for the
-    pace."""
+    pace. `aside`: the tokens that were set aside for it, of its route's limit."""
 
     route: str
     key: str
@@ -51,6 +51,7 @@ class Flight:
     paced: Paced = ""
     model: str = ""
     task: str = ""
+    aside: int = 0
 
 
 @dataclass(slots=True)

@@ -18,13 +18,14 @@ from tideover.core.job import Job
 from tideover.core.outcome import OK, Outcome, of_task_error
 from tideover.core.route import WHOLE, Hop, above, breaker_key, route_key, task_key
 from tideover.evidence import MOST_KEYS, PROBE, Flight, Flights, Paced
-from tideover.limits import Budgets, Slots
+from tideover.limits import Budgets, Rates, Slots
 from tideover.reporting import FLUSH_S, Reporter, quiet_s
 from tideover.settings import Mode, Settings
 from tideover.store.answers import Answers
 from tideover.store.breakers import Breakers
 from tideover.store.client import FAILED, FULL
 from tideover.store.keys import BYPASS
+from tideover.store.limiter import Limiter
 from tideover.store.news import News
 from tideover.store.paces import Paces
 from tideover.store.registry import Registry
@@ -70,7 +71,7 @@ class Health:
         self.reporter = Reporter(self)
         self.budgets = Budgets(self, Spending(breakers.client, breakers.keys))
         self._learned: deque[tuple[str, str]] = deque(maxlen=10_000)
-        self.slots = Slots(settings)
+        self.slots, self.rates = Slots(settings), Rates(settings, Limiter(breakers.client, breakers.keys))
         self._waiting: dict[str, dict[object, Callable[[], object]]] = {}
         self._reading = threading.RLock()
         """Between reading breakers and believing them: else an old answer could replace a newer one."""
@@ -132,6 +133,7 @@ class Health:
                     self.seen = {**self.seen, flight.key: replace(view, throttled_until=until)}
         if outcome.kind == "ok":
             self.budgets.note(flight, outcome)
+        self.rates.note(flight, outcome)
         self.flights.end(flight, outcome)
 
     def learn(self, task: str, model: str) -> None:
@@ -225,6 +227,10 @@ class Health:
         if not self.is_paused(task):
             return None
         return Hold((key,), "paused", self.view(key).generation, "most jobs of its task are refused as wrong")
+
+    def probing_s(self, route: str, model: str) -> float:
+        """How long `probe_fails` may take."""
+        return MOST_PROBES * self.reporter.limit_s(breaker_key(route, model), asks_little=True)
 
     def probe_fails(self, route: str, model: str) -> bool:
         """Asks a route one-token questions, until one is answered or its breaker opens; whether it was none."""
@@ -384,6 +390,7 @@ class Health:
                 self.registry.count("probes", n)
                 self.probes -= n
         self.reporter.flush()
+        self.rates.flush()
         self.budgets.flush()
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a route may be asked for: calls at once of this process, and money in an hour of the fleet."""
+"""What a route may be asked for: calls at once of this process; calls, tokens and money in a time of the fleet."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from tideover import clock, events
 from tideover.core.breaker import Transition
 from tideover.core.route import route_key
 from tideover.evidence import MOST_QUEUED, Flight
-from tideover.store.client import FULL
+from tideover.store.client import FAILED, FULL
+from tideover.store.limiter import Limiter
 from tideover.store.spending import HOUR_S, Spending
 
 if TYPE_CHECKING:
@@ -38,6 +40,46 @@ class Slots:
     def free(self, route: str) -> None:
         if (slots := self._slots.get(route)) is not None:
             slots.release()
+
+
+class Rates:
+    """Calls and tokens per minute over each route, of all processes."""
+
+    def __init__(self, settings: Settings, limiter: Limiter) -> None:
+        self.settings, self.limiter = settings, limiter
+        self._unsent: deque[tuple[str, int, int]] = deque(maxlen=MOST_QUEUED)
+        """Route, tokens set aside, tokens that it took."""
+
+    def limited(self, route: str) -> bool:
+        limits = self.settings.route(route)
+        return (limits.max_requests_per_minute, limits.max_tokens_per_minute) != (None, None)
+
+    def allow(self, route: str, most_s: float) -> tuple[float, int] | None:
+        """Takes a call's room: the seconds until it comes free, and the tokens set aside; None if it takes more than `most_s`.
+
+        Blocks for a moment. While Redis is gone nobody waits.
+        """
+        limits = self.settings.route(route)
+        try:
+            return self.limiter.allow(route, limits.max_requests_per_minute, limits.max_tokens_per_minute, most_s)
+        except FAILED:
+            return 0.0, 0
+
+    def note(self, flight: Flight, outcome: Outcome) -> None:
+        """Notes what a call took of its route's limit, without I/O. One that failed took nothing."""
+        if self.settings.route(flight.route).max_tokens_per_minute is not None:
+            self._unsent.append((flight.route, flight.aside, sum(outcome.tokens)))
+
+    def flush(self) -> None:
+        """Tells what was noted."""
+        sums: dict[str, tuple[int, int, int]] = {}
+        while self._unsent:
+            route, aside, took = self._unsent.popleft()
+            beyond, told, tokens = sums.get(route, (0, 0, 0))
+            sums[route] = (beyond + took - aside, told + (took > 0), tokens + took)
+        for route, (beyond, told, tokens) in sums.items():
+            with suppress(FULL):
+                self.limiter.took(route, beyond, told, tokens)
 
 
 class Budgets:

@@ -23,7 +23,7 @@ from dramatiq.worker import ConsumerThread, Worker
 
 from tideover import clock, events
 from tideover.arguments import check_arguments, check_follow_ups
-from tideover.attempt import Attempt, current, note_of, processing
+from tideover.attempt import Attempt, current, note_of, processing, time_limit_of, time_limit_s
 from tideover.errors import ConfigurationError, StoreUnavailable, TideoverError
 from tideover.gate import Gate, is_ours, redis_id
 from tideover.sending import Sender, senders, sending
@@ -171,6 +171,8 @@ class Tideover(dramatiq.Middleware):
             return
         note = note_of(message)
         note.attempt = Attempt(job, gate.health, message, permit=note.mark.permit)
+        if (timer := time_limit_of(broker)) is not None:
+            note.attempt.limit(time_limit_s(broker, message), lambda: timer.after_skip_message(broker, message))
         current.set(note.attempt)
 
     def after_process_message(

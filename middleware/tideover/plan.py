@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+import math
+from collections.abc import Callable, Container, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from tideover import clock, events
 from tideover.attempt import Attempt, HoldSignal, Served
 from tideover.core.admission import Degrade, Expire, GiveBack, Hold, Reroute, Run, Verdict, decide
-from tideover.core.route import BUSY, NO_TURN, Hop, Permit, breaker_key
+from tideover.core.route import BUSY, NO_TIME, NO_TURN, Hop, Permit, breaker_key
 from tideover.errors import JobExpired, ProviderError
 
 if TYPE_CHECKING:
+    from tideover.evidence import Flight
     from tideover.providers.wire import Tried
 
 PATIENCE_S = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -26,6 +28,10 @@ MOST_TURN_S = 2.0
 MOST_QUIET_S = 120.0
 """How long a released job keeps quiet in its slot, all in all, because the provider asks it to (429)."""
 
+MOST_ROOM_S = 30.0
+"""How long a critical call, or one of a released job, waits for room under its route's limits per minute, where others wait
+`MOST_TURN_S`: they find no room while these wait."""
+
 BUSY_WAIT_S = 0.05
 MOST_BUSY_S = 2.0
 """How long a call waits for a slot of its route before it goes elsewhere, or is held."""
@@ -37,7 +43,8 @@ class Try:
 
     `key`: give up when this breaker opens; None: see it through. `began` hears of the first content; None: nobody does, so that
     the call goes out just as the caller made it. `reroutes`: it is not the job's primary. `refuses_loss`: a route
-    that would lose a part of the request is none.
+    that would lose a part of the request is none. `most_s`: how long it may take; `silence_s`: and its provider be silent, if
+    that is shorter than the route's own `timeout_s`.
     """
 
     route: str
@@ -46,6 +53,8 @@ class Try:
     began: Callable[[], None] | None = None
     reroutes: bool = False
     refuses_loss: bool = False
+    most_s: float = math.inf
+    silence_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +78,19 @@ class Turn:
     most_s: float
 
 
-Step: TypeAlias = Try | Wait | Probe | Turn
-Said: TypeAlias = "Tried | bool | float | None"
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Take one call's room under the limits of this route; the answer is how long to wait for it and the tokens set aside.
+
+    None: more than `most_s`.
+    """
+
+    route: str
+    most_s: float
+
+
+Step: TypeAlias = Try | Wait | Probe | Turn | Room
+Said: TypeAlias = "Tried | bool | float | tuple[float, int] | None"
 Plan: TypeAlias = "Generator[Step, Said, Tried]"
 
 
@@ -143,7 +163,8 @@ def stay(attempt: Attempt, model: str, verdict: Hold, last: Tried | None, pauses
         return False
     if insist_on is None or patience_s is None:
         hold(attempt, verdict)
-    if patience_s == PATIENCE_S[0] and last is not None and (yield from is_down(insist_on, model, last)):
+    probes = patience_s == PATIENCE_S[0] and not attempt.ends_within(attempt.health.probing_s(insist_on, model))
+    if probes and last is not None and (yield from is_down(insist_on, model, last)):
         return True
     yield Wait(patience_s)
     return True
@@ -153,7 +174,7 @@ def just_call(attempt: Attempt, route: str, model: str) -> Plan:
     """Calls the primary as if tideover were not there, apart from saying who answered."""
     name = attempt.health.settings.route(route).model(model) or model
     tried = yield Try(route, name)
-    assert not isinstance(tried, bool | float | None)
+    assert not isinstance(tried, bool | float | tuple | None)
     if tried.outcome.kind == "ok":
         attempt.served.append(Served(route, name, tried.losses))
     return tried
@@ -204,42 +225,90 @@ def await_turn(attempt: Attempt, key: str) -> Generator[Step, Said, bool]:
     return wait_s is not None and not attempt.health.view(key).is_down
 
 
+def await_room(attempt: Attempt, route: str, key: str) -> Generator[Step, Said, int | None]:
+    """Waits for room under the limits of a route; the tokens set aside, None: it is too long, or the route went down."""
+    if attempt.health.mode != "act" or not attempt.health.rates.limited(route):
+        return 0
+    patient = attempt.job.criticality == "critical" or attempt.permit is not None or bool(attempt.served)
+    found = yield Room(route, MOST_ROOM_S if patient else MOST_TURN_S)
+    wait_s, aside = found if isinstance(found, tuple) else (0.0, None)
+    if aside is None or attempt.ends_within(wait_s):
+        attempt.detail = f"{route}: its limits per minute have no room"
+        return None
+    if wait_s > 0:
+        yield Wait(wait_s)
+    return None if attempt.health.view(key).is_down else aside
+
+
 def try_route(attempt: Attempt, route: str, model: str, refused: dict[str, str]) -> Generator[Step, Said, Tried | str]:
-    """One call over one route, reported to its breaker; or why there was none: it has no slot, or no turn in the pace."""
+    """One call over one route, reported to its breaker; or why there was none: it has no slot, no turn in the pace, no time."""
     health, key = attempt.health, breaker_key(route, model)
     turn = needs_turn(attempt, key)
     if turn and not (yield from await_turn(attempt, key)):
+        return NO_TURN
+    aside = yield from await_room(attempt, route, key)
+    if aside is None:
         return NO_TURN
     busy_until = clock.monotonic() + MOST_BUSY_S
     while not health.slots.take(route):
         if clock.monotonic() >= busy_until:
             return BUSY
         yield Wait(BUSY_WAIT_S)
-    name = health.settings.route(route).model(model) or model
-    if route != attempt.job.routes[0]:
-        events.job_rerouted(attempt.job.id, attempt.job.task, route, attempt.detail or refused.get(attempt.job.routes[0], ""))
-    payer = attempt.job.task if route != attempt.job.routes[0] else ""
-    flight = health.begin(route, model, attempt.job.id, paid_by=attempt.paid_by(key, turn=turn), task=payer)
     try:
-        insists = attempt.permit is not None and attempt.permit.forced  # an operator wants this call to be seen through
-        elsewhere = attempt.job.may_reroute and len(attempt.job.routes) > 1 and not insists
-        began, key = lambda: health.flights.first_token(flight), key if elsewhere else ""
-        tried = yield Try(route, name, key or None, began, route != attempt.job.routes[0], attempt.job.refuses_loss)
-    except BaseException:
-        health.flights.forget(flight)
-        raise
+        step = step_over(attempt, route, model, refused)
+        if step.most_s <= 0:
+            return NO_TIME
+        if step.reroutes:
+            why = attempt.detail or refused.get(attempt.job.routes[0], "")
+            events.job_rerouted(attempt.job.id, attempt.job.task, route, why)
+        payer = attempt.job.task if step.reroutes else ""
+        flight = health.begin(route, model, attempt.job.id, paid_by=attempt.paid_by(key, turn=turn), task=payer)
+        flight.aside = aside
+        try:
+            tried = yield replace(step, began=lambda: health.flights.first_token(flight))
+        except BaseException:
+            health.flights.forget(flight)
+            raise
     finally:
         health.slots.free(route)
-    assert not isinstance(tried, bool | float | None)
+    assert not isinstance(tried, bool | float | tuple | None)
+    note_answer(attempt, flight, step, tried)
+    return tried
+
+
+def step_over(attempt: Attempt, route: str, model: str, refused: Container[str]) -> Try:
+    """The call: how long it may take, and what it gives way to."""
+    health, job, rest_s = attempt.health, attempt.job, attempt.rest_s()
+    insists = attempt.permit is not None and attempt.permit.forced  # an operator wants this call to be seen through
+    elsewhere = job.may_reroute and len(job.routes) > 1 and not insists
+    others = (other for other in job.routes if other != route and other not in refused)
+    in_reserve = elsewhere and any(not health.view(breaker_key(other, model)).is_down for other in others)
+    return Try(
+        route,
+        health.settings.route(route).model(model) or model,
+        key=breaker_key(route, model) if elsewhere else None,
+        reroutes=route != job.routes[0],
+        refuses_loss=job.refuses_loss,
+        most_s=rest_s,
+        silence_s=rest_s / 2 if in_reserve else rest_s,  # half of the time is left for another route
+    )
+
+
+def note_answer(attempt: Attempt, flight: Flight, step: Try, tried: Tried) -> None:
+    """Tells what a call came to: to its breaker, and for the job's story."""
+    health = attempt.health
+    attempt.called_s += clock.monotonic() - flight.began
     flight.foreign = attempt.foreign = tried.foreign
     if tried.limits:
         health.reporter.note_limits(flight, tried.limits, tried.outcome)
-    tried.tell(lambda outcome: health.end(flight, outcome))
-    if tried.outcome.kind == "ok":
-        attempt.served.append(Served(route, name, tried.losses))
+    if tried.outcome.kind == "ambiguous" and attempt.limit_s is not None and step.most_s < attempt.limit_s / 2:
+        health.flights.forget(flight)  # it had too little time to say something of its provider
     else:
-        attempt.detail = f"{route}: {tried.outcome.why}"
-    return tried
+        tried.tell(lambda outcome: health.end(flight, outcome))
+    if tried.outcome.kind == "ok":
+        attempt.served.append(Served(step.route, step.model, tried.losses))
+    else:
+        attempt.detail = f"{step.route}: {tried.outcome.why}"
 
 
 def is_final(tried: Tried, on_primary: bool) -> bool:

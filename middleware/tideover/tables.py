@@ -103,6 +103,10 @@ class RouteSettings(BaseModel):
     """The model that a task asks for → its name on this route."""
     max_in_flight: Annotated[int | None, Ge(1), Le(100_000)] = None
     """Calls at once, per process; None = no limit."""
+    max_requests_per_minute: Annotated[float | None, Ge(1), Le(1e9)] = None
+    """Over all processes; a call that finds no room waits for it, or its job is rerouted or held. None = no limit."""
+    max_tokens_per_minute: Annotated[float | None, Ge(1), Le(1e12)] = None
+    """Of input and output together, over all processes: by what calls took on average, set right by what each one tells."""
     timeout_s: Annotated[float, Ge(0.1), Le(3600)] = 60.0
     """The longest silence of a provider. An answer may take longer, as long as it comes along."""
     budget_per_hour: Annotated[float | None, Ge(0)] = None

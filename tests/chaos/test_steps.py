@@ -54,6 +54,8 @@ QUEUES = ("default", "default.critical")
 
 NO_PART_OF_A_WALK = {
     "ahead-1": "reads, for `tideover explain`",
+    "allow-1": "takes a call's room under the limits of a route, and moves no job",
+    "took-1": "the same",
     "bury-4": "`tideover uninstall`, which runs when no worker does",
     "merge-4": "the same",
     "rewrite-1": "the same",

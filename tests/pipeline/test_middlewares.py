@@ -125,24 +125,6 @@ def test_a_time_limit_ends_a_function(shop: Shop) -> None:
         tideover.wait_for_sync(job, timeout=PATIENCE)
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_a_time_limit_below_the_timeout_of_a_call_spends_no_attempt_of_a_coroutine(shop: Shop, n: int) -> None:
-    """The provider hangs: whether one job runs or many, its call is given up before it is cut, and the breaker hears of it."""
-
-    @ai_task(criticality="deferrable", models=[shop.model], time_limit=1000, max_retries=0)
-    async def limited(tag: str) -> str:
-        return tideover.text_of(await tideover.aclaude().messages.create(**shop.question(tag)))
-
-    shop.work()
-    shop.primary.fail(Fault.HANG)
-    jobs = shop.send(limited, n, "job")
-    shop.until_open()
-    shop.until_all("held", jobs)
-    shop.heal()
-    shop.until_over()
-    assert {"accepted": n, "succeeded": n} == shop.books()
-
-
 def test_a_call_that_began_late_says_nothing_of_its_provider(shop: Shop) -> None:
     """A coroutine that spent its time elsewhere is cut as ever, and its call is not held against the provider."""
 

@@ -17,6 +17,7 @@ from tideover.store import keys as keys_module
 from tideover.store.answers import Answers
 from tideover.store.breakers import Batch
 from tideover.store.keys import Keys, wait_key_text
+from tideover.store.limiter import Limiter
 from tideover.store.paces import Paces
 from tideover.store.registry import namespaces
 from tideover.store.scripts import Scripts, lease
@@ -73,6 +74,7 @@ def live_a_busy_life(house: House) -> None:
     paces.feel("a/m", Felt(sent=1), live=1, limits={})
     paces.order("a/m", {"max_rate": 1})
     Spending(house.client, house.keys).add({"route:a": 1.0}, 1.0)
+    Limiter(house.client, house.keys).allow("a", 60.0, None, 1.0)
     Answers(house.client, house.keys).keep("0f", b'{"answer": 1}', 1.0, 60.0)
     house.stories.add([Line("r0", clock.now(), "held", {})])
     Scripts(house.client).run("arrive-2", ["a barrier that is gone", house.keys.group("g")], ["r0", 30_000])

@@ -27,6 +27,7 @@ from tideover.store.client import FAILED, GONE, connect, lazy_client, store_erro
 from tideover.store.facts import Facet, Group, HeldFacts, Member
 from tideover.store.keys import Keys
 from tideover.store.letters import Letters
+from tideover.store.limiter import Limiter
 from tideover.store.paces import Paces, standing_of
 from tideover.store.registry import Registry, namespaces
 from tideover.store.removal import Removal
@@ -50,6 +51,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "Answers.keep": lambda port: port.keep("0f", b"1", 1.0, 60.0),
     "Spending.add": lambda port: port.add({"route:a": 1.0}, 1.0),
     "Spending.read": lambda port: port.read(1.0),
+    "Limiter.allow": lambda port: port.allow("a", 60.0, 60.0, 1.0),
+    "Limiter.took": lambda port: port.took("a", 1, 1, 1),
     "Answers.find": lambda port: port.find("0f"),
     "Ledger.accept": lambda port: port.accept("q", [NewJob(redis_id="r", body=b"")], Room()),
     "Ledger.accept_plain": lambda port: port.accept_plain("default", "id", b"body"),
@@ -172,7 +175,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
 }
 PORTS = {
     port.__name__: port
-    for port in (Answers, Spending, Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal, Twins)
+    for port in (Answers, Spending, Limiter, Ledger, Backlog, Breakers, Paces, Letters, Registry, Stories, Removal, Twins)
 }
 
 

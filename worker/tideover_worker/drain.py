@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -14,6 +14,7 @@ from tideover import clock, events
 from tideover.core.breaker import CLOSED, Breaker
 from tideover.core.fairness import in_turns
 from tideover.core.job import CRITICAL_SUFFIX
+from tideover.core.policy import PacePolicy
 from tideover.core.route import Permit, above
 from tideover.gate import Gate
 from tideover.plan import MOST_TURN_S
@@ -53,7 +54,7 @@ class Drain:
 
     def __init__(self, gate: Gate, registry: Registry, lease: Lease) -> None:
         self.gate, self.registry, self.lease = gate, registry, lease
-        self.pacemaker = Pacemaker(gate.health.paces, gate.health.settings.drain.policy(), self.most_in_flight)
+        self.pacemaker = Pacemaker(gate.health.paces, self.policy_of, self.most_in_flight)
         self._moved: dict[str, tuple[float, float]] = {}
         """Jobs released for a breaker so far, and since when they are so many (monotonic)."""
         self._fleet: tuple[float, list[Mapping[str, Any]]] = (-CAPACITY_S, [])
@@ -188,6 +189,21 @@ class Drain:
         """Jobs of a queue that its workers can run at once; no more than that are queued."""
         return sum(facts.get("concurrency", 0) for facts in self.fleet() if queue in facts.get("queues", [queue]))
 
+    def policy_of(self, key: str) -> PacePolicy:
+        """What the settings say of the pace of a breaker: for all routes, and for its own."""
+        settings = self.gate.health.settings
+        policy, route = settings.drain.policy(), settings.routes.get(key.partition("/")[0])
+        if route is None:
+            return policy
+        per_minute = route.max_requests_per_minute
+        rate = least(policy.max_rate, None if per_minute is None else per_minute / 60)
+        return replace(
+            policy,
+            start_rate=policy.start_rate if rate is None else min(policy.start_rate, rate),
+            max_rate=rate,
+            max_tokens_per_minute=least(policy.max_tokens_per_minute, route.max_tokens_per_minute),
+        )
+
     def most_in_flight(self, key: str) -> float:
         """Calls over a breaker's route that the settings allow at one time, of all processes."""
         route = self.gate.health.settings.routes.get(key.partition("/")[0])
@@ -226,6 +242,11 @@ class Drain:
         """Jobs that were released so far for a breaker, or for those of all models of its route."""
         told = self.pacemaker.released
         return sum(n for other, n in told.items() if above(other) == key) if key == above(key) else told.get(key, 0.0)
+
+
+def least(*caps: float | None) -> float | None:
+    """The lowest of those that there are."""
+    return min((cap for cap in caps if cap is not None), default=None)
 
 
 def order_at(unix_s: float) -> int:

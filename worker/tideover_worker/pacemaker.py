@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,11 +32,12 @@ CROWDED_S = 2.0
 class Pacemaker:
     """The paces of one namespace. The notes are in Redis, so that the next leader goes on where the last one stopped.
 
-    `most_in_flight`: calls over the route of a breaker that the settings allow at one time, of all processes.
+    `policy_of`: what the settings say of the pace of a breaker. `most_in_flight`: calls over its route that they allow at one
+    time, of all processes.
     """
 
-    def __init__(self, paces: Paces, policy: PacePolicy, most_in_flight: Callable[[str], float] = lambda _: math.inf) -> None:
-        self.paces, self.policy, self.most_in_flight = paces, policy, most_in_flight
+    def __init__(self, paces: Paces, policy_of: Callable[[str], PacePolicy], most_in_flight: Callable[[str], float]) -> None:
+        self.paces, self.policy_of, self.most_in_flight = paces, policy_of, most_in_flight
         self.leads = True
         """Whether this process computes the paces, or follows who does."""
         self.held: Counter[str] = Counter()
@@ -89,16 +89,18 @@ class Pacemaker:
         """By the leader's notes; they fade if it renews them no more."""
         now = clock.now()
         seen = self.paces.read(key, now)
-        pacer = self._known(seen, breaker, now)
-        pacer = replace(pacer, rate=decayed(pacer.rate, now - pacer.at, self.policy))
+        policy = self.policy_of(key)
+        pacer = self._known(seen, breaker, now, policy)
+        pacer = replace(pacer, rate=decayed(pacer.rate, now - pacer.at, policy))
         return self._pace(key, breaker, pacer, seen, now), pacer
 
     def _made(self, key: str, breaker: Breaker) -> tuple[Pace, Pacer]:
         now = clock.now()
         seen = self.paces.read(key, now)
-        known, news = self._known(seen, breaker, now), seen.news
+        policy = self.policy_of(key)
+        known, news = self._known(seen, breaker, now, policy), seen.news
         began = known.at == now
-        pacer = known if began else self._pacer(known, breaker, seen, now)
+        pacer = known if began else self._pacer(known, breaker, seen, now, policy)
         pace = self._pace(key, breaker, pacer, seen, now)
         progress = self._progress(None if began else seen.progress, self.held[key], round(news.released), now)
         self.released[key], self.refused_at[key] = seen.felt.released, seen.refused_at
@@ -107,23 +109,23 @@ class Pacemaker:
             events.pace_changed(key, pace.rate, pace.factor)
         return pace, pacer
 
-    def _known(self, seen: Standing, breaker: Breaker, now: float) -> Pacer:
+    def _known(self, seen: Standing, breaker: Breaker, now: float, policy: PacePolicy) -> Pacer:
         """Where the controller stood, if that is not of an earlier recovery or long ago."""
         known = seen.pacer
         if known is None or seen.recovered_at != breaker.recovered_at or now - known.at > IDLE_S:
-            return begun(now, self.policy, known)
+            return begun(now, policy, known)
         return known
 
     def _pace(self, key: str, breaker: Breaker, pacer: Pacer, seen: Standing, now: float) -> Pace:
         limits = seen.limits if breaker.state == "recovering" else {}
         most = self.most_in_flight(key)
-        pace = pace_of(breaker, pacer, limits, now=now, policy=self.policy, most_in_flight=most)
+        pace = pace_of(breaker, pacer, limits, now=now, policy=self.policy_of(key), most_in_flight=most)
         crowded = pace.rate > 0 and clock.monotonic() - self._crowded.get(key, -CROWDED_S) < CROWDED_S
         return replace(pace, factor="workers") if crowded else pace
 
-    def _pacer(self, pacer: Pacer, breaker: Breaker, seen: Standing, now: float) -> Pacer:
+    def _pacer(self, pacer: Pacer, breaker: Breaker, seen: Standing, now: float, policy: PacePolicy) -> Pacer:
         """Who opened again soon after it had recovered doubles half as fast."""
-        policy = replace(self.policy, double_s=self.policy.double_s * 2.0 ** min(breaker.flaps, MOST_FLAPS))
+        policy = replace(policy, double_s=policy.double_s * 2.0 ** min(breaker.flaps, MOST_FLAPS))
         if seen.braked_at != breaker.braked_at:
             return braked(pacer, now, policy)
         match breaker.state:

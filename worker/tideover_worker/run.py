@@ -22,11 +22,11 @@ from typing import Any
 import dramatiq.worker
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.errors import RateLimitExceeded, Retry
-from dramatiq.middleware import SkipMessage, TimeLimit, TimeLimitExceeded
+from dramatiq.middleware import SkipMessage, TimeLimitExceeded
 from dramatiq.worker import Worker, WorkerThread
 
 from tideover import clock, events
-from tideover.attempt import note_of, processing
+from tideover.attempt import note_of, processing, time_limit_s
 from tideover.core.admission import Expire, GiveBack, Hold
 from tideover.errors import JobExpired
 from tideover.gate import Gate, criticality_of, redis_id
@@ -349,21 +349,16 @@ async def close_clients() -> None:
         wire.close()
 
 
-def time_limit_s(broker: Broker, message: MessageProxy) -> float | None:
-    """The time limit of a coroutine in seconds, found as dramatiq's TimeLimit finds it; None where that is not in use."""
-    found = next((m for m in broker.middleware if isinstance(m, TimeLimit)), None)
-    if found is None:
-        return None
-    task = broker.actors[message.actor_name]
-    limit_ms = message.options.get("time_limit") or task.options.get("time_limit", found.time_limit)
-    return None if limit_ms == float("inf") else float(limit_ms) / 1000
-
-
 def limited(message: MessageProxy, limit_s: float | None) -> asyncio.Timeout:
     """What cuts a coroutine at its time limit, which its calls know."""
     cut, attempt = asyncio.timeout(limit_s), note_of(message).attempt
+
+    def disarm() -> None:
+        if not cut.expired():
+            cut.reschedule(None)
+
     if attempt is not None:
-        attempt.limit_s, attempt.cut = limit_s, cut
+        attempt.limit(limit_s, disarm)
     return cut
 
 

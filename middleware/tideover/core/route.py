@@ -17,8 +17,9 @@ ODD = re.compile(r"[^\w.:/@+-]")
 LONGEST_MODEL = 120
 
 BUSY = "it has no room just now"
+NO_TIME = "the job has no time left for a call"
 NO_TURN = "its pace has no room just now"
-"""The refusal that passes by itself: its slots are taken, or it asked for quiet."""
+"""The refusals that pass by themselves: its slots are taken, or it asked for quiet; its pace, or its limits, have no room."""
 
 
 def breaker_key(route: str, model: str) -> str:

@@ -81,7 +81,7 @@ def is_message_call(request: Any) -> bool:
 
 def call(step: Try, request: Any, call_next: Any) -> Tried:
     """From a thread. `call_next`: the rest of the caller's own client, where the route is the one that it calls; else None."""
-    route, model, began = step.route, step.model, step.began
+    route, began = step.route, step.began
     losses: tuple[str, ...] = ()
     try:
         found, streams = settings().route(route), began is not None or request.stream
@@ -90,12 +90,12 @@ def call(step: Try, request: Any, call_next: Any) -> Tried:
             carried = chat.carry(sync_http(), **chat_options(step, request, streams))
             http, losses = carried.response, carried.losses
         elif call_next is not None:
-            http = call_next(as_sent(route, model, request, began and messages.STREAM)).http_response
+            http = call_next(as_sent(step, request, began and messages.STREAM)).http_response
         else:
-            sent = as_sent(route, model, request, began and messages.STREAM, stranger=True)
+            sent = as_sent(step, request, began and messages.STREAM, stranger=True)
             http = messages.over(messages.sync_client(route), sent)
         if began is not None and http.is_success and is_event_stream(http):
-            watch = streaming.Watch(began, streaming.MOST_SILENCES * found.timeout_s)
+            watch = watch_of(step, began)
             http = streaming.opened(http, watch) if request.stream else streaming.whole(http, watch)
         elif not http.is_success or (began is not None and not http.is_closed):
             http.read()
@@ -106,7 +106,7 @@ def call(step: Try, request: Any, call_next: Any) -> Tried:
 
 async def acall(step: Try, request: Any, call_next: Any) -> Tried:
     """As `call`, from an event loop."""
-    route, model, began = step.route, step.model, step.began
+    route, began = step.route, step.began
     losses: tuple[str, ...] = ()
     try:
         found, streams = settings().route(route), began is not None or request.stream
@@ -115,12 +115,12 @@ async def acall(step: Try, request: Any, call_next: Any) -> Tried:
             carried = await chat.acarry(async_http(), **chat_options(step, request, streams))
             http, losses = carried.response, carried.losses
         elif call_next is not None:
-            http = (await call_next(as_sent(route, model, request, began and messages.ASYNC_STREAM))).http_response
+            http = (await call_next(as_sent(step, request, began and messages.ASYNC_STREAM))).http_response
         else:
-            sent = as_sent(route, model, request, began and messages.ASYNC_STREAM, stranger=True)
+            sent = as_sent(step, request, began and messages.ASYNC_STREAM, stranger=True)
             http = await messages.aover(messages.async_client(route), sent)
         if began is not None and http.is_success and is_event_stream(http):
-            watch = streaming.Watch(began, streaming.MOST_SILENCES * found.timeout_s)
+            watch = watch_of(step, began)
             http = await (streaming.aopened(http, watch) if request.stream else streaming.awhole(http, watch))
         elif not http.is_success or (began is not None and not http.is_closed):
             await http.aread()
@@ -129,15 +129,25 @@ async def acall(step: Try, request: Any, call_next: Any) -> Tried:
         return failed(route, error)
 
 
+def watch_of(step: Try, began: Callable[[], None]) -> streaming.Watch:
+    patience_s = streaming.MOST_SILENCES * settings().route(step.route).timeout_s
+    return streaming.Watch(began, min(patience_s, step.most_s), step.most_s)
+
+
+def silence_s(step: Try) -> float:
+    """The longest silence of its provider."""
+    return min(settings().route(step.route).timeout_s, step.silence_s)
+
+
 def check_bound(step: Try, request: Any) -> None:
     """Raises `Untranslatable` where a request may go to no other provider than its own."""
     if step.reroutes and (bound := bound_to_its_provider(request.json)):
         raise chat.Untranslatable(bound)
 
 
-def as_sent(route: str, model: str, request: Any, stream_cls: Any, *, stranger: bool = False) -> Any:
-    idle_s = None if stream_cls is None else settings().route(route).timeout_s
-    return messages.outgoing(request, model, stream_cls=stream_cls, idle_s=idle_s, stranger=stranger)
+def as_sent(step: Try, request: Any, stream_cls: Any, *, stranger: bool = False) -> Any:
+    idle_s = None if stream_cls is None else silence_s(step)
+    return messages.outgoing(request, step.model, stream_cls=stream_cls, idle_s=idle_s, stranger=stranger)
 
 
 def tried(route: str, request: Any, http: httpx2.Response, response: Any, losses: tuple[str, ...] = ()) -> Tried:
@@ -203,7 +213,7 @@ def chat_options(step: Try, request: Any, streams: bool) -> dict[str, Any]:
         "model": step.model,
         "body": request.json,
         "stream": streams,
-        "timeout_s": found.timeout_s,
+        "timeout_s": silence_s(step),
         "headers": messages.for_strangers(request.headers),
         "dialect": found.dialect,
         "refuses_loss": step.refuses_loss,

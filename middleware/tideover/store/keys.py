@@ -48,6 +48,7 @@ Ours, below `<ns>:__tideover__:` (a queue's name cannot contain a colon):
 | `stories:<day>` | hash | job id → lines of its story | 8 days |
 | `answer:<digest>` | string | JSON: the last good answer to a key of a task and tenant, and when | as asked |
 | `spent:<hour>` | hash | route or task → what its calls have cost in an hour of the clock | 2 h |
+| `limiter:<route>` | hash | what is left of a route's limits per minute, and the tokens of a call | 1 h |
 | `lease:<name>` | string | worker that does a chore | seconds |
 | `bypass` | string | JSON: who switched tideover off, why | as asked |
 | `news` | channel | key of a breaker that changed | — |
@@ -240,6 +241,9 @@ class Keys:
 
     def spent(self, hour: str) -> str:
         return self.own(f"spent:{hour}")
+
+    def limiter(self, route: str) -> str:
+        return self.own(f"limiter:{route}")
 
     def lease(self, name: str) -> str:
         return self.own(f"lease:{name}")
